@@ -22,11 +22,16 @@ sp_status err_note(const char *fmt, ...) {
     char text[ERR_MAX];
     va_list ap;
     va_start(ap, fmt);
-    int n = vsnprintf(text, sizeof text, fmt, ap);
+    vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    if (n < 0) n = 0;
-    if (n > ERR_MAX - 1) n = ERR_MAX - 1;
-    snprintf(text + n, sizeof text - (size_t)n, ": %s", err_buffer);
+    size_t n = strlen(text), rest = strlen(err_buffer), room = sizeof text - 1 - n;
+    if (room > 2) {
+        memcpy(text + n, ": ", 2);
+        n += 2;
+        if (rest > room - 2) rest = room - 2; /* a text that long loses its end, never its context */
+        memcpy(text + n, err_buffer, rest);
+        text[n + rest] = 0;
+    }
     memcpy(err_buffer, text, sizeof text);
     return SP_FAIL;
 }
