@@ -109,7 +109,7 @@ void buf_free(buf *b);
 /* String -> int64 map with open addressing; keys are copied into the arena given at creation. */
 typedef struct strmap strmap;
 strmap *strmap_new(arena *a);
-void strmap_put(strmap *m, const char *key, int64_t value); /* replaces an older value */
+void strmap_put(strmap *m, const char *key, int64_t value);        /* replaces an older value */
 bool strmap_get(const strmap *m, const char *key, int64_t *value); /* value may be NULL */
 int strmap_count(const strmap *m);
 
@@ -137,8 +137,8 @@ sp_status parse_bytes(const char *text, int64_t *bytes) SP_NODISCARD;
 
 /* F16 is only ever read from or written to weight files; nothing computes in it. BOOL is one byte, 0 or 1. */
 typedef enum dtype { DT_F32, DT_F64, DT_BF16, DT_F16, DT_I64, DT_I32, DT_BOOL, DT_COUNT } dtype;
-int64_t dtype_size(dtype t);       /* bytes an element */
-const char *dtype_name(dtype t);   /* "f32", "f64", "bf16", "f16", "i64", "i32", "bool" */
+int64_t dtype_size(dtype t);     /* bytes an element */
+const char *dtype_name(dtype t); /* "f32", "f64", "bf16", "f16", "i64", "i32", "bool" */
 bool dtype_parse(const char *name, dtype *t);
 static inline bool dtype_is_float(dtype t) { return t <= DT_F16; }
 

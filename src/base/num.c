@@ -39,9 +39,9 @@ sp_status parse_bytes(const char *text, int64_t *bytes) {
     static const struct {
         const char *name;
         double scale;
-    } units[] = {{"", 1},       {"B", 1},       {"KB", 1e3},           {"MB", 1e6},          {"GB", 1e9},
-                 {"TB", 1e12},  {"KiB", 1024},  {"MiB", 1048576},      {"GiB", 1073741824.}, {"TiB", 1099511627776.},
-                 {"K", 1024},   {"M", 1048576}, {"G", 1073741824.},    {"T", 1099511627776.}};
+    } units[] = {{"", 1},      {"B", 1},       {"KB", 1e3},        {"MB", 1e6},          {"GB", 1e9},
+                 {"TB", 1e12}, {"KiB", 1024},  {"MiB", 1048576},   {"GiB", 1073741824.}, {"TiB", 1099511627776.},
+                 {"K", 1024},  {"M", 1048576}, {"G", 1073741824.}, {"T", 1099511627776.}};
     char *end;
     double v = strtod(text, &end);
     bool ok = end != text && isfinite(v) && v >= 0;
