@@ -22,9 +22,7 @@ static const dim_expr *expr_of(const ir_graph *g, ir_dim d) {
     return &g->exprs.data[-d - 1];
 }
 
-ir_dim dim_const(ir_graph *g, int64_t v) {
-    return v >= 0 ? v : intern(g, (dim_expr){.kind = DIM_CONST, .value = v});
-}
+ir_dim dim_const(ir_graph *g, int64_t v) { return v >= 0 ? v : intern(g, (dim_expr){.kind = DIM_CONST, .value = v}); }
 
 ir_dim dim_symbol(ir_graph *g, const char *name) {
     return intern(g, (dim_expr){.kind = DIM_SYMBOL, .name = arena_strdup(g->a, name)});
@@ -188,17 +186,26 @@ sp_status dim_eval(const ir_graph *g, ir_dim d, bool (*lookup)(void *ctx, const 
     TRY(dim_eval(g, e->b, lookup, ctx, &b));
     bool over = false;
     switch (e->kind) {
-    case DIM_ADD: over = __builtin_add_overflow(a, b, out); break;
-    case DIM_MUL: over = __builtin_mul_overflow(a, b, out); break;
+    case DIM_ADD:
+        over = __builtin_add_overflow(a, b, out);
+        break;
+    case DIM_MUL:
+        over = __builtin_mul_overflow(a, b, out);
+        break;
     case DIM_FLOORDIV:
     case DIM_MOD:
         CHECK(b != 0, "a size of the model divides by zero");
         *out = e->kind == DIM_MOD ? a - floor_div(a, b) * b : floor_div(a, b);
         break;
-    case DIM_MAX: *out = max64(a, b); break;
-    case DIM_MIN: *out = min64(a, b); break;
+    case DIM_MAX:
+        *out = max64(a, b);
+        break;
+    case DIM_MIN:
+        *out = min64(a, b);
+        break;
     case DIM_CONST:
-    case DIM_SYMBOL: ASSERT(false);
+    case DIM_SYMBOL:
+        ASSERT(false);
     }
     CHECK(!over, "a size of the model overflows 64 bits");
     return SP_OK;
@@ -237,14 +244,22 @@ ir_dim dim_import(ir_graph *g, const ir_graph *from, ir_dim d) {
     if (d >= 0) return d;
     const dim_expr *e = expr_of(from, d);
     switch (e->kind) {
-    case DIM_CONST: return dim_const(g, e->value);
-    case DIM_SYMBOL: return dim_symbol(g, e->name);
-    case DIM_ADD: return dim_add(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
-    case DIM_MUL: return dim_mul(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
-    case DIM_FLOORDIV: return dim_floordiv(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
-    case DIM_MOD: return dim_mod(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
-    case DIM_MAX: return dim_max(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
-    case DIM_MIN: return dim_min(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
+    case DIM_CONST:
+        return dim_const(g, e->value);
+    case DIM_SYMBOL:
+        return dim_symbol(g, e->name);
+    case DIM_ADD:
+        return dim_add(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
+    case DIM_MUL:
+        return dim_mul(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
+    case DIM_FLOORDIV:
+        return dim_floordiv(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
+    case DIM_MOD:
+        return dim_mod(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
+    case DIM_MAX:
+        return dim_max(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
+    case DIM_MIN:
+        return dim_min(g, dim_import(g, from, e->a), dim_import(g, from, e->b));
     }
     return 0;
 }

@@ -81,15 +81,20 @@ sp_status ir_emit_region(ir_graph *g, ir_op op, const ir_val *in, int nin, const
     return emit(g, n, type, hint, out);
 }
 
-sp_status ir_emit(ir_graph *g, ir_op op, const ir_val *in, int nin, const ir_attr *attr, int nattr,
-                  const ir_type *type, const ir_layout *hint, ir_val *out) {
+sp_status ir_emit(ir_graph *g, ir_op op, const ir_val *in, int nin, const ir_attr *attr, int nattr, const ir_type *type,
+                  const ir_layout *hint, ir_val *out) {
     return ir_emit_region(g, op, in, nin, attr, nattr, type, 0, hint, NULL, out);
 }
 
 sp_status ir_copy_node(ir_graph *g, const ir_graph *from, int i, ir_val *map) {
     const ir_node *old = &from->nodes.data[i];
-    ir_node n = {.op = old->op, .nin = old->nin, .nout = old->nout, .nattr = old->nattr, .region = old->region,
-                 .src = old->src, .tag = old->tag};
+    ir_node n = {.op = old->op,
+                 .nin = old->nin,
+                 .nout = old->nout,
+                 .nattr = old->nattr,
+                 .region = old->region,
+                 .src = old->src,
+                 .tag = old->tag};
     ir_type types[IR_MAX_OUT];
     n.in = ARENA_ARRAY(g->a, ir_val, n.nin);
     for (int k = 0; k < n.nin; k++) {
@@ -218,8 +223,7 @@ ir_val ir_matmul(ir_graph *g, ir_val x, ir_val y) {
 
 ir_val ir_linear(ir_graph *g, ir_val x, ir_val w) {
     ir_dim lc = ir_typeof(g, x)->rank - 1, rc = 1;
-    return ir_op2(g, OP_dot, x, w,
-                  ATTRS(A_D("lc", 1, &lc), A_D("rc", 1, &rc), A_D("lb", 0, &lc), A_D("rb", 0, &lc)));
+    return ir_op2(g, OP_dot, x, w, ATTRS(A_D("lc", 1, &lc), A_D("rc", 1, &rc), A_D("lb", 0, &lc), A_D("rb", 0, &lc)));
 }
 
 void ir_set_output(ir_graph *g, const char *name, ir_val v) {

@@ -59,16 +59,7 @@ typedef struct ir_mesh {
 
 /* ---- ops --------------------------------------------------------------------------------------- */
 
-enum {
-    F_ELT = 1,
-    F_VIEW = 2,
-    F_LEAF = 4,
-    F_COLL = 8,
-    F_EFFECT = 16,
-    F_LIN0 = 32,
-    F_LIN1 = 64,
-    F_LINALL = 128
-};
+enum { F_ELT = 1, F_VIEW = 2, F_LEAF = 4, F_COLL = 8, F_EFFECT = 16, F_LIN0 = 32, F_LIN1 = 64, F_LINALL = 128 };
 
 typedef enum ir_op {
 #define OP(name, nin, nout, flags, shape, rule, grad, kern) OP_##name,
@@ -91,12 +82,12 @@ typedef enum attr_kind { ATTR_INT, ATTR_FLOAT, ATTR_DIMS, ATTR_STR, ATTR_DATA } 
 typedef struct ir_attr {
     const char *key;
     attr_kind kind;
-    int64_t i;       /* ATTR_INT */
-    double f;        /* ATTR_FLOAT */
-    const char *s;   /* ATTR_STR */
-    int n;           /* ATTR_DIMS, ATTR_DATA: how many */
-    ir_dim *dims;    /* ATTR_DIMS */
-    double *data;    /* ATTR_DATA */
+    int64_t i;     /* ATTR_INT */
+    double f;      /* ATTR_FLOAT */
+    const char *s; /* ATTR_STR */
+    int n;         /* ATTR_DIMS, ATTR_DATA: how many */
+    ir_dim *dims;  /* ATTR_DIMS */
+    double *data;  /* ATTR_DATA */
 } ir_attr;
 
 /* Attribute literals for the builder: ATTRS(A_I("dim", 1), A_F("eps", 1e-5)). */
@@ -125,8 +116,8 @@ typedef struct ir_node {
 } ir_node;
 
 typedef struct ir_value {
-    int node;   /* index of its node */
-    int index;  /* which result */
+    int node;  /* index of its node */
+    int index; /* which result */
     ir_type type;
     ir_layout layout;
     const char *name; /* printed as a comment; may be NULL */
@@ -178,26 +169,27 @@ ir_dim dim_import(ir_graph *g, const ir_graph *from, ir_dim d);
  * `type` (others ignore it; NULL). `hint` gives the layout of result dimensions that no operand has (leaves,
  * expanded dimensions; NULL: replicated). attrs are copied. Fails with op, operand types and reason. The first
  * result is *out; the others follow it (*out + 1, ...). */
-sp_status ir_emit(ir_graph *g, ir_op op, const ir_val *in, int nin, const ir_attr *attr, int nattr,
-                  const ir_type *type, const ir_layout *hint, ir_val *out) SP_NODISCARD;
+sp_status ir_emit(ir_graph *g, ir_op op, const ir_val *in, int nin, const ir_attr *attr, int nattr, const ir_type *type,
+                  const ir_layout *hint, ir_val *out) SP_NODISCARD;
 
 /* ir_emit for the ops that carry a nested graph (loop's body, attention's mask) or a number of results of their own;
  * `type` is an array of nout types for loop. */
 sp_status ir_emit_region(ir_graph *g, ir_op op, const ir_val *in, int nin, const ir_attr *attr, int nattr,
-                         const ir_type *type, int nout, const ir_layout *hint, ir_graph *region, ir_val *out) SP_NODISCARD;
+                         const ir_type *type, int nout, const ir_layout *hint, ir_graph *region,
+                         ir_val *out) SP_NODISCARD;
 
 /* The same for code that knows that its operands fit: a failure is our bug (ASSERT). Returns the first result. */
 ir_val ir_op0(ir_graph *g, ir_op op, const ir_type *type, const ir_attr *attr, int nattr);
 ir_val ir_op1(ir_graph *g, ir_op op, ir_val x, const ir_attr *attr, int nattr);
 ir_val ir_op2(ir_graph *g, ir_op op, ir_val x, ir_val y, const ir_attr *attr, int nattr);
 ir_val ir_op3(ir_graph *g, ir_op op, ir_val x, ir_val y, ir_val z, const ir_attr *attr, int nattr);
-ir_val ir_cast(ir_graph *g, ir_val x, dtype t);                            /* x itself when it has that type */
-ir_val ir_reshape(ir_graph *g, ir_val x, int rank, const ir_dim *dim);     /* x itself when nothing changes */
-ir_val ir_permute(ir_graph *g, ir_val x, const int *perm);                 /* x itself for the identity */
-ir_val ir_expand(ir_graph *g, ir_val x, int rank, const ir_dim *dim);      /* numpy broadcasting: new leading dims */
+ir_val ir_cast(ir_graph *g, ir_val x, dtype t);                        /* x itself when it has that type */
+ir_val ir_reshape(ir_graph *g, ir_val x, int rank, const ir_dim *dim); /* x itself when nothing changes */
+ir_val ir_permute(ir_graph *g, ir_val x, const int *perm);             /* x itself for the identity */
+ir_val ir_expand(ir_graph *g, ir_val x, int rank, const ir_dim *dim);  /* numpy broadcasting: new leading dims */
 ir_val ir_slice(ir_graph *g, ir_val x, int dim, ir_dim start, ir_dim stop, int64_t step);
-ir_val ir_scalar(ir_graph *g, dtype t, double v);                          /* rank-0 fill */
-ir_val ir_fill_like(ir_graph *g, ir_val x, double v);                      /* expanded to x's shape, type and layout */
+ir_val ir_scalar(ir_graph *g, dtype t, double v);     /* rank-0 fill */
+ir_val ir_fill_like(ir_graph *g, ir_val x, double v); /* expanded to x's shape, type and layout */
 ir_val ir_sum(ir_graph *g, ir_val x, int ndims, const int *dims);
 /* Matrix product as torch.matmul of rank >= 2 operands with equal batch dimensions. */
 ir_val ir_matmul(ir_graph *g, ir_val x, ir_val y);
@@ -218,10 +210,10 @@ static inline ir_layout *ir_layoutof(const ir_graph *g, ir_val v) { return &g->v
 const ir_attr *ir_find_attr(const ir_node *n, const char *key); /* NULL when absent */
 int64_t ir_int(const ir_node *n, const char *key, int64_t absent);
 double ir_float(const ir_node *n, const char *key, double absent);
-const char *ir_str(const ir_node *n, const char *key); /* NULL when absent */
+const char *ir_str(const ir_node *n, const char *key);               /* NULL when absent */
 int ir_dims(const ir_node *n, const char *key, const ir_dim **dims); /* how many; 0 when absent */
-void ir_set_attr(ir_graph *g, ir_node *n, ir_attr attr); /* adds or replaces; copies */
-ir_val ir_find_output(const ir_graph *g, const char *name); /* -1 when absent */
+void ir_set_attr(ir_graph *g, ir_node *n, ir_attr attr);             /* adds or replaces; copies */
+ir_val ir_find_output(const ir_graph *g, const char *name);          /* -1 when absent */
 bool ir_type_equal(const ir_type *a, const ir_type *b);
 /* uses[v] = how many operands and outputs are v; array of g->values.n in `a`. */
 int *ir_use_counts(const ir_graph *g, arena *a);
@@ -235,9 +227,9 @@ int64_t ir_local_bytes(const ir_graph *g, ir_val v);
 
 enum { RULE_MAX_FACTORS = 24 };
 typedef enum factor_kind {
-    FACTOR_PASS,  /* may be sharded: it appears in the results, or nothing crosses it */
-    FACTOR_SUM,   /* may be sharded: results without it are partial sums */
-    FACTOR_WHOLE  /* must be whole on every rank */
+    FACTOR_PASS, /* may be sharded: it appears in the results, or nothing crosses it */
+    FACTOR_SUM,  /* may be sharded: results without it are partial sums */
+    FACTOR_WHOLE /* must be whole on every rank */
 } factor_kind;
 
 /* An op's einsum-like rule: in[i][d] and out[i][d] name the factor of dimension d, -1 for none (broadcast). */

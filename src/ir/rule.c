@@ -215,7 +215,8 @@ static void rule_xent_grad(const ir_graph *g, const ir_node *n, ir_rule *r) { ro
 
 static void rule_rope(const ir_graph *g, const ir_node *n, ir_rule *r) {
     int f[4]; /* b s h d */
-    for (int i = 0; i < 4; i++) r->in[0][i] = r->out[0][i] = (int8_t)(f[i] = new_factor(r, i == 3 ? FACTOR_WHOLE : FACTOR_PASS));
+    for (int i = 0; i < 4; i++)
+        r->in[0][i] = r->out[0][i] = (int8_t)(f[i] = new_factor(r, i == 3 ? FACTOR_WHOLE : FACTOR_PASS));
     for (int t = 1; t <= 2; t++) {
         if (IN(1)->dim[0] != 1) r->in[t][0] = (int8_t)f[0];
         r->in[t][1] = (int8_t)f[1];
@@ -228,7 +229,8 @@ static void rule_rope(const ir_graph *g, const ir_node *n, ir_rule *r) {
 static void attention_rule(const ir_graph *g, const ir_node *n, ir_rule *r, bool grad) {
     int b = new_factor(r, FACTOR_PASS), q = new_factor(r, grad ? FACTOR_SUM : FACTOR_PASS),
         k = new_factor(r, FACTOR_WHOLE), h = new_factor(r, FACTOR_PASS), d = new_factor(r, FACTOR_WHOLE);
-    int8_t qrow[4] = {(int8_t)b, (int8_t)q, (int8_t)h, (int8_t)d}, krow[4] = {(int8_t)b, (int8_t)k, (int8_t)h, (int8_t)d};
+    int8_t qrow[4] = {(int8_t)b, (int8_t)q, (int8_t)h, (int8_t)d},
+           krow[4] = {(int8_t)b, (int8_t)k, (int8_t)h, (int8_t)d};
     int8_t lse[3] = {(int8_t)b, (int8_t)h, (int8_t)q};
     memcpy(r->in[0], qrow, 4);
     memcpy(r->in[1], krow, 4);
@@ -249,7 +251,8 @@ static void attention_rule(const ir_graph *g, const ir_node *n, ir_rule *r, bool
         ASSERT(side);
         for (int dim = 0; dim < IN(i)->rank; dim++, side++) {
             ASSERT(*side);
-            if (IN(i)->dim[dim] != 1) r->in[i][dim] = (int8_t)(*side == 'b' ? b : *side == 'q' ? q : *side == 'k' ? k : h);
+            if (IN(i)->dim[dim] != 1)
+                r->in[i][dim] = (int8_t)(*side == 'b' ? b : *side == 'q' ? q : *side == 'k' ? k : h);
         }
         while (*side == ' ') side++;
     }
@@ -333,7 +336,8 @@ static sp_status infer_axis(const ir_graph *g, const ir_node *n, const ir_rule *
     if (partial) {
         CHECK(factor < 0, "%s: an operand is a partial sum over '%s', another is cut by it", name, aname);
         if (flags & F_LIN1) CHECK(partial == 1, "%s: two partial sums over '%s' multiplied", name, aname);
-        if (flags & F_LINALL) CHECK(partial == n->nin, "%s: a partial sum over '%s' beside a replicated value", name, aname);
+        if (flags & F_LINALL)
+            CHECK(partial == n->nin, "%s: a partial sum over '%s' beside a replicated value", name, aname);
         for (int o = 0; o < n->nout; o++) out[o].axis[axis].kind = LAYOUT_PARTIAL;
         return SP_OK;
     }
@@ -342,7 +346,8 @@ static sp_status infer_axis(const ir_graph *g, const ir_node *n, const ir_rule *
         if (h.kind == LAYOUT_SHARD && n->nout == 1) {
             int f = r->out[0][h.dim];
             for (int i = 0; i < n->nin; i++)
-                for (int d = 0; d < IN(i)->rank; d++) CHECK(r->in[i][d] != f, "%s: '%s' cuts a result dimension that an operand has whole", name, aname);
+                for (int d = 0; d < IN(i)->rank; d++)
+                    CHECK(r->in[i][d] != f, "%s: '%s' cuts a result dimension that an operand has whole", name, aname);
             out[0].axis[axis] = h;
         }
         return SP_OK;
@@ -351,7 +356,8 @@ static sp_status infer_axis(const ir_graph *g, const ir_node *n, const ir_rule *
         for (int d = 0; d < IN(i)->rank; d++)
             if (r->in[i][d] == factor) {
                 axis_layout l = ir_layoutof(g, n->in[i])->axis[axis];
-                CHECK(l.kind == LAYOUT_SHARD && l.dim == d, "%s: operand %d is whole where '%s' cuts another", name, i, aname);
+                CHECK(l.kind == LAYOUT_SHARD && l.dim == d, "%s: operand %d is whole where '%s' cuts another", name, i,
+                      aname);
                 CHECK(IN(i)->dim[d] % (outer * g->mesh.axis[axis].size) == 0,
                       "%s: %lld of operand %d is not divisible by the %d ranks of '%s'", name, (long long)IN(i)->dim[d],
                       i, g->mesh.axis[axis].size, aname);
@@ -376,7 +382,9 @@ static sp_status infer_special(const ir_graph *g, const ir_node *n, int axis, bo
     case OP_param:
     case OP_input:
     case OP_const:
-    case OP_dimval: *out = (axis_layout){0}; return SP_OK;
+    case OP_dimval:
+        *out = (axis_layout){0};
+        return SP_OK;
     case OP_fill:
     case OP_iota:
         if (hint && hint->axis[axis].kind == LAYOUT_SHARD) *out = hint->axis[axis];
@@ -412,19 +420,21 @@ static sp_status infer_special(const ir_graph *g, const ir_node *n, int axis, bo
         CHECK(in.kind == LAYOUT_PARTIAL, "reduce_scatter: the operand is not a partial sum over '%s'", aname);
         *out = layout_shard((int)ir_int(n, "dim", 0), ir_int(n, "outer", 1));
         CHECK(out->dim < IN(0)->rank && IN(0)->dim[out->dim] % (out->outer * size) == 0,
-              "reduce_scatter: %lld is not divisible by the %d ranks of '%s'", (long long)IN(0)->dim[out->dim], size, aname);
+              "reduce_scatter: %lld is not divisible by the %d ranks of '%s'", (long long)IN(0)->dim[out->dim], size,
+              aname);
         return SP_OK;
     case OP_all_to_all: {
         if (!own) return SP_OK;
         int64_t from = ir_int(n, "from", -1), to = ir_int(n, "to", -1);
-        CHECK(in.kind == LAYOUT_SHARD && in.dim == from && in.outer == 1, "all_to_all: '%s' does not cut dimension %lld",
-              aname, (long long)from);
+        CHECK(in.kind == LAYOUT_SHARD && in.dim == from && in.outer == 1,
+              "all_to_all: '%s' does not cut dimension %lld", aname, (long long)from);
         CHECK(to >= 0 && to < IN(0)->rank && to != from && IN(0)->dim[to] % size == 0,
               "all_to_all: dimension %lld is not divisible by the %d ranks of '%s'", (long long)to, size, aname);
         *out = layout_shard((int)to, 1);
         return SP_OK;
     }
-    default: break;
+    default:
+        break;
     }
     FAIL("%s: no layout rule", name);
 }
@@ -445,7 +455,8 @@ sp_status ir_infer_layout(const ir_graph *g, const ir_node *n, const ir_layout *
         for (int a = 0; a < g->mesh.naxes && s == SP_OK; a++) s = infer_axis(g, n, &r, a, hint, out);
     } else {
         int own = ir_axis(g, ir_str(n, "axis"));
-        for (int a = 0; a < g->mesh.naxes && s == SP_OK; a++) s = infer_special(g, n, a, a == own, hint, &out[0].axis[a]);
+        for (int a = 0; a < g->mesh.naxes && s == SP_OK; a++)
+            s = infer_special(g, n, a, a == own, hint, &out[0].axis[a]);
     }
     arena_free(scratch);
     return s;

@@ -50,8 +50,8 @@ sp_status shape_given(ir_graph *g, const ir_node *n, const ir_type *given, ir_ty
         out[0].t = IN(0)->t;
         CHECK(given->rank == IN(0)->rank, "expand: rank %d to rank %d", IN(0)->rank, given->rank);
         for (int i = 0; i < given->rank; i++)
-            CHECK(IN(0)->dim[i] == given->dim[i] || IN(0)->dim[i] == 1, "expand: %s cannot become %s",
-                  TYPE_TEXT(IN(0)), TYPE_TEXT(given));
+            CHECK(IN(0)->dim[i] == given->dim[i] || IN(0)->dim[i] == 1, "expand: %s cannot become %s", TYPE_TEXT(IN(0)),
+                  TYPE_TEXT(given));
     }
     return SP_OK;
 }
@@ -178,8 +178,8 @@ sp_status shape_gather(ir_graph *g, const ir_node *n, const ir_type *given, ir_t
     CHECK(IN(1)->t == DT_I64 && IN(1)->rank == IN(0)->rank, "gather: index %s for %s", TYPE_TEXT(IN(1)),
           TYPE_TEXT(IN(0)));
     for (int d = 0; d < IN(0)->rank; d++)
-        CHECK(d == ir_int(n, "dim", -1) || IN(0)->dim[d] == IN(1)->dim[d], "gather: index %s for %s",
-              TYPE_TEXT(IN(1)), TYPE_TEXT(IN(0)));
+        CHECK(d == ir_int(n, "dim", -1) || IN(0)->dim[d] == IN(1)->dim[d], "gather: index %s for %s", TYPE_TEXT(IN(1)),
+              TYPE_TEXT(IN(0)));
     out[0] = *IN(1);
     out[0].t = IN(0)->t;
     return SP_OK;
@@ -343,8 +343,8 @@ static sp_status check_qkv(ir_graph *g, const ir_node *n) {
     bool ok = q->rank == 4 && k->rank == 4 && same_dims(k, v) && q->dim[0] == k->dim[0] && q->dim[3] == k->dim[3] &&
               q->t == k->t && q->t == v->t;
     if (ok && dim_value(g, q->dim[2], &h) && dim_value(g, k->dim[2], &kv)) ok = kv > 0 && h % kv == 0;
-    CHECK(ok, "attention: q %s, k %s, v %s do not fit (batch, sequence, heads, head size)", TYPE_TEXT(q),
-          TYPE_TEXT(k), TYPE_TEXT(v));
+    CHECK(ok, "attention: q %s, k %s, v %s do not fit (batch, sequence, heads, head size)", TYPE_TEXT(q), TYPE_TEXT(k),
+          TYPE_TEXT(v));
     return SP_OK;
 }
 

@@ -28,9 +28,12 @@ void ir_print_type(const ir_graph *g, const ir_type *t, const ir_layout *l, buf 
         const axis_layout *x = &l->axis[a];
         if (x->kind == LAYOUT_REPL) continue;
         buf_printf(out, "@%s=", g->mesh.axis[a].name);
-        if (x->kind == LAYOUT_PARTIAL) buf_printf(out, "P");
-        else if (x->outer == 1) buf_printf(out, "S%d", x->dim);
-        else buf_printf(out, "S%d/%lld", x->dim, (long long)x->outer);
+        if (x->kind == LAYOUT_PARTIAL)
+            buf_printf(out, "P");
+        else if (x->outer == 1)
+            buf_printf(out, "S%d", x->dim);
+        else
+            buf_printf(out, "S%d/%lld", x->dim, (long long)x->outer);
     }
 }
 
@@ -38,9 +41,12 @@ static void print_string(const char *s, buf *out) {
     buf_printf(out, "\"");
     for (; *s; s++) {
         unsigned char c = (unsigned char)*s;
-        if (c == '"' || c == '\\') buf_printf(out, "\\%c", c);
-        else if (c < 32 || c == 127) buf_printf(out, "\\x%02x", c);
-        else buf_write(out, s, 1);
+        if (c == '"' || c == '\\')
+            buf_printf(out, "\\%c", c);
+        else if (c < 32 || c == 127)
+            buf_printf(out, "\\x%02x", c);
+        else
+            buf_write(out, s, 1);
     }
     buf_printf(out, "\"");
 }
@@ -60,9 +66,15 @@ static void print_graph(const ir_graph *g, int indent, buf *out);
 static void print_attr(const ir_graph *g, const ir_attr *a, buf *out) {
     buf_printf(out, "%s=", a->key);
     switch (a->kind) {
-    case ATTR_INT: buf_printf(out, "%lld", (long long)a->i); break;
-    case ATTR_FLOAT: print_float(a->f, out); break;
-    case ATTR_STR: print_string(a->s, out); break;
+    case ATTR_INT:
+        buf_printf(out, "%lld", (long long)a->i);
+        break;
+    case ATTR_FLOAT:
+        print_float(a->f, out);
+        break;
+    case ATTR_STR:
+        print_string(a->s, out);
+        break;
     case ATTR_DIMS:
         buf_printf(out, "[");
         for (int i = 0; i < a->n; i++) {
@@ -241,7 +253,8 @@ static sp_status parse_dim(parser *ps, ir_graph *g, ir_dim *d) {
     static const struct {
         const char *name;
         ir_dim (*make)(ir_graph *, ir_dim, ir_dim);
-    } fn[] = {{"add", dim_add}, {"mul", dim_mul}, {"div", dim_floordiv}, {"mod", dim_mod}, {"max", dim_max}, {"min", dim_min}};
+    } fn[] = {{"add", dim_add}, {"mul", dim_mul}, {"div", dim_floordiv},
+              {"mod", dim_mod}, {"max", dim_max}, {"min", dim_min}};
     for (size_t i = 0; i < sizeof fn / sizeof *fn; i++)
         if (strcmp(name, fn[i].name) == 0) {
             int64_t x, y;
@@ -351,7 +364,7 @@ static sp_status parse_attr(parser *ps, ir_graph *g, ir_attr *a) {
 }
 
 typedef struct value_map {
-    VEC(int64_t) id;  /* the number in the text */
+    VEC(int64_t) id; /* the number in the text */
     VEC(ir_val) value;
     strmap *find;
 } value_map;
@@ -422,8 +435,7 @@ static sp_status parse_node(parser *ps, ir_graph *g, value_map *m) {
         TRY(parse_type(ps, g, &types[i], &layouts[i]));
     }
     int want = op_table[op].nout;
-    if (want >= 0 && nout != want)
-        return err_set("%s:%d: %s has %d results, not %d", ps->file, line, name, want, nout);
+    if (want >= 0 && nout != want) return err_set("%s:%d: %s has %d results, not %d", ps->file, line, name, want, nout);
     ir_val v = -1;
     TRY_NOTE(ir_check_attrs(op, in.n, attrs.data, attrs.n), "%s:%d", ps->file, line);
     TRY_NOTE(ir_emit_region(g, op, in.data, in.n, attrs.data, attrs.n, nout ? types : NULL, nout, nout ? layouts : NULL,

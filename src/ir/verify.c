@@ -19,20 +19,46 @@ static const struct {
     attr_kind kind;
     int count; /* of ATTR_DIMS; -1 any */
 } required[] = {
-    {OP_param, "name", ATTR_STR, 0},    {OP_input, "name", ATTR_STR, 0},      {OP_const, "data", ATTR_DATA, -1},
-    {OP_fill, "value", ATTR_FLOAT, 0},  {OP_iota, "dim", ATTR_INT, 0},        {OP_dimval, "dims", ATTR_DIMS, 1},
-    {OP_permute, "perm", ATTR_DIMS, -1}, {OP_slice, "dim", ATTR_INT, 0},      {OP_slice, "range", ATTR_DIMS, 2},
-    {OP_enter, "axis", ATTR_STR, 0},    {OP_shard, "axis", ATTR_STR, 0},      {OP_shard, "dim", ATTR_INT, 0},
-    {OP_concat, "dim", ATTR_INT, 0},    {OP_pad, "dim", ATTR_INT, 0},         {OP_gather, "dim", ATTR_INT, 0},
-    {OP_scatter_add, "dim", ATTR_INT, 0}, {OP_scatter_add, "size", ATTR_DIMS, 1}, {OP_sum, "dims", ATTR_DIMS, -1},
-    {OP_rmax, "dims", ATTR_DIMS, -1},   {OP_cumsum, "dim", ATTR_INT, 0},      {OP_softmax, "dim", ATTR_INT, 0},
-    {OP_softmax_grad, "dim", ATTR_INT, 0}, {OP_dot, "lc", ATTR_DIMS, -1},     {OP_dot, "rc", ATTR_DIMS, -1},
-    {OP_dot, "lb", ATTR_DIMS, -1},      {OP_dot, "rb", ATTR_DIMS, -1},        {OP_embedding_grad, "vocab", ATTR_DIMS, 1},
-    {OP_rmsnorm, "eps", ATTR_FLOAT, 0}, {OP_layernorm, "eps", ATTR_FLOAT, 0}, {OP_attention, "scale", ATTR_FLOAT, 0},
-    {OP_attention_grad, "scale", ATTR_FLOAT, 0}, {OP_all_reduce, "axis", ATTR_STR, 0},
-    {OP_all_gather, "axis", ATTR_STR, 0}, {OP_all_gather, "dim", ATTR_INT, 0}, {OP_reduce_scatter, "axis", ATTR_STR, 0},
-    {OP_reduce_scatter, "dim", ATTR_INT, 0}, {OP_all_to_all, "axis", ATTR_STR, 0}, {OP_all_to_all, "from", ATTR_INT, 0},
-    {OP_all_to_all, "to", ATTR_INT, 0}, {OP_accum, "param", ATTR_STR, 0},
+    {OP_param, "name", ATTR_STR, 0},
+    {OP_input, "name", ATTR_STR, 0},
+    {OP_const, "data", ATTR_DATA, -1},
+    {OP_fill, "value", ATTR_FLOAT, 0},
+    {OP_iota, "dim", ATTR_INT, 0},
+    {OP_dimval, "dims", ATTR_DIMS, 1},
+    {OP_permute, "perm", ATTR_DIMS, -1},
+    {OP_slice, "dim", ATTR_INT, 0},
+    {OP_slice, "range", ATTR_DIMS, 2},
+    {OP_enter, "axis", ATTR_STR, 0},
+    {OP_shard, "axis", ATTR_STR, 0},
+    {OP_shard, "dim", ATTR_INT, 0},
+    {OP_concat, "dim", ATTR_INT, 0},
+    {OP_pad, "dim", ATTR_INT, 0},
+    {OP_gather, "dim", ATTR_INT, 0},
+    {OP_scatter_add, "dim", ATTR_INT, 0},
+    {OP_scatter_add, "size", ATTR_DIMS, 1},
+    {OP_sum, "dims", ATTR_DIMS, -1},
+    {OP_rmax, "dims", ATTR_DIMS, -1},
+    {OP_cumsum, "dim", ATTR_INT, 0},
+    {OP_softmax, "dim", ATTR_INT, 0},
+    {OP_softmax_grad, "dim", ATTR_INT, 0},
+    {OP_dot, "lc", ATTR_DIMS, -1},
+    {OP_dot, "rc", ATTR_DIMS, -1},
+    {OP_dot, "lb", ATTR_DIMS, -1},
+    {OP_dot, "rb", ATTR_DIMS, -1},
+    {OP_embedding_grad, "vocab", ATTR_DIMS, 1},
+    {OP_rmsnorm, "eps", ATTR_FLOAT, 0},
+    {OP_layernorm, "eps", ATTR_FLOAT, 0},
+    {OP_attention, "scale", ATTR_FLOAT, 0},
+    {OP_attention_grad, "scale", ATTR_FLOAT, 0},
+    {OP_all_reduce, "axis", ATTR_STR, 0},
+    {OP_all_gather, "axis", ATTR_STR, 0},
+    {OP_all_gather, "dim", ATTR_INT, 0},
+    {OP_reduce_scatter, "axis", ATTR_STR, 0},
+    {OP_reduce_scatter, "dim", ATTR_INT, 0},
+    {OP_all_to_all, "axis", ATTR_STR, 0},
+    {OP_all_to_all, "from", ATTR_INT, 0},
+    {OP_all_to_all, "to", ATTR_INT, 0},
+    {OP_accum, "param", ATTR_STR, 0},
 };
 
 sp_status ir_check_attrs(ir_op op, int nin, const ir_attr *attr, int nattr) {
@@ -45,8 +71,8 @@ sp_status ir_check_attrs(ir_op op, int nin, const ir_attr *attr, int nattr) {
               "%s: attribute '%s' has %d numbers", op_table[op].name, required[i].key, a->n);
     }
     for (int i = 0; i < nattr; i++) {
-        CHECK(attr[i].kind != ATTR_DIMS || attr[i].n <= IR_MAX_RANK, "%s: attribute '%s' is too long", op_table[op].name,
-              attr[i].key);
+        CHECK(attr[i].kind != ATTR_DIMS || attr[i].n <= IR_MAX_RANK, "%s: attribute '%s' is too long",
+              op_table[op].name, attr[i].key);
         CHECK(strcmp(attr[i].key, "dim") || attr[i].kind != ATTR_INT || (attr[i].i >= 0 && attr[i].i < IR_MAX_RANK),
               "%s: dimension %lld", op_table[op].name, (long long)attr[i].i);
         CHECK(strcmp(attr[i].key, "outer") || attr[i].kind != ATTR_INT || attr[i].i >= 1, "%s: outer=%lld",
@@ -118,8 +144,9 @@ static sp_status verify_node(ir_graph *g, int i) {
     if (g->mesh.naxes) {
         TRY(ir_infer_layout(g, n, n->nout ? ir_layoutof(g, n->out[0]) : NULL, layouts));
         for (int k = 0; k < n->nout; k++)
-            CHECK(ir_layout_equal(g, &layouts[k], ir_layoutof(g, n->out[k])), "the layout of result %d does not follow "
-                                                                             "from the operands",
+            CHECK(ir_layout_equal(g, &layouts[k], ir_layoutof(g, n->out[k])),
+                  "the layout of result %d does not follow "
+                  "from the operands",
                   k);
     }
     if (n->region) TRY(ir_verify(n->region, "a nested graph"));

@@ -72,7 +72,8 @@ static void reader_refuses(void **state) {
     refused(G("  %0 = nosuch : f32[2]\n  return\n"), "no op 'nosuch'");
     refused(G("  %0 = fill {value=1.0} : f32[2]\n  %1 = add(%0, %2) : f32[2]\n  return\n"), "before it is defined");
     refused(G("  %0 = fill {value=1.0} : f32[2]\n  %0 = fill {value=1.0} : f32[2]\n  return\n"), "twice");
-    refused(G("  %0 = fill {value=1.0} : f32[2]\n  %1 = fill {value=1.0} : f32[3]\n  %2 = add(%0, %1) : f32[2]\n  return\n"),
+    refused(G("  %0 = fill {value=1.0} : f32[2]\n  %1 = fill {value=1.0} : f32[3]\n  %2 = add(%0, %1) : f32[2]\n  "
+              "return\n"),
             "different types");
     refused(G("  %0 = fill {value=1.0} : f32[3]@seq=S0\n  return\n"), "divides");
     refused(G("  %0 = permute : f32[3]\n  return\n"), "perm");

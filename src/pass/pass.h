@@ -1,0 +1,40 @@
+/* pass.h - the passes: one file, one entry function each; and the pipeline that runs them (pipeline.c).
+ *
+ * A pass takes a graph and gives a new one in the same arena (or edits in place where it says so). The pipeline
+ * verifies after every pass. Passes know nothing of devices or of execution.
+ */
+#ifndef AUTOSP_PASS_H
+#define AUTOSP_PASS_H
+
+#include "ir/ir.h"
+
+/* ---- options: what the user asked for, for all passes ------------------------------------------ */
+
+typedef struct pass_options {
+    int64_t batch, seq;      /* B of one microbatch over all dp ranks; the user's S */
+    int ranks;               /* of the sequence axis; 1: not sharded */
+    dtype compute;           /* DT_F32, DT_F64 or DT_BF16 */
+    const char *exchange;    /* "auto", "a2a", "gather" (ring comes later) */
+    const char *save_policy; /* "all" ... */
+    const char *tile_policy; /* "auto", "off" */
+    int64_t memory;          /* bytes a rank, 0: no budget */
+    const char *break_rule;  /* test only: name of an op whose layout rule is deliberately broken */
+} pass_options;
+
+/* bind.c: symbols become numbers; S is padded to a multiple of the ranks, keys past S are masked. */
+sp_status pass_bind(const ir_graph *g, const pass_options *o, ir_graph **out) SP_NODISCARD;
+
+/* simplify.c: functional clean-up and patterns, to a fixed point: cancelled views, folded constants, CSE; norms,
+ * rotary embedding, gated activations, attention with its mask as a description. Works before and after bind. */
+sp_status pass_simplify(const ir_graph *g, ir_graph **out) SP_NODISCARD;
+
+/* cast.c: the graph in another element type. */
+sp_status pass_cast(const ir_graph *g, const pass_options *o, ir_graph **out) SP_NODISCARD;
+
+/* shard.c: a mesh; every value gets a layout, collectives appear. */
+sp_status pass_shard(const ir_graph *g, const pass_options *o, ir_graph **out) SP_NODISCARD;
+
+/* diff.c: forward -> joint graph: outputs loss_sum and count, `accum` of every trainable parameter's gradient. */
+sp_status pass_diff(const ir_graph *g, ir_graph **out) SP_NODISCARD;
+
+#endif
