@@ -1,0 +1,245 @@
+/* data.c - data files opened and turned into batches; data.h states what lands where.
+ *
+ * Requires: a little-endian machine (checked at build time). Keeps: a file's own numbers are compared with its
+ * size before anything is read through them, and every token is checked when it is used, not by a scan of a file
+ * that may be larger than memory.
+ */
+#include "train/data.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "token files are little-endian and read in place");
+
+/* A mapped array of unsigned tokens. */
+typedef struct token_file {
+    const unsigned char *at; /* the first token */
+    int width;               /* bytes a token: 1, 2 or 4 */
+    int64_t count;
+} token_file;
+
+struct train_data {
+    char *path;
+    train_data_options opt;
+    void *map;
+    size_t map_bytes;
+    token_file tokens;
+};
+
+/* ---- opening ----------------------------------------------------------------------------------- */
+
+static bool ends_with(const char *s, const char *end) {
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && strcmp(s + n - m, end) == 0;
+}
+
+static sp_status map_file(train_data *d) {
+    int fd = open(d->path, O_RDONLY | O_CLOEXEC);
+    CHECK(fd >= 0, "cannot open data file %s: %s", d->path, strerror(errno));
+    struct stat st;
+    sp_status s = SP_OK;
+    if (fstat(fd, &st) != 0)
+        s = err_set("cannot read data file %s: %s", d->path, strerror(errno));
+    else if (!S_ISREG(st.st_mode))
+        s = err_set("data file %s is not a regular file; give a .txt, .bin or .safetensors file", d->path);
+    else if (st.st_size == 0)
+        s = err_set("data file %s is empty", d->path);
+    else {
+        d->map_bytes = (size_t)st.st_size;
+        d->map = mmap(NULL, d->map_bytes, PROT_READ, MAP_SHARED, fd, 0);
+        if (d->map == MAP_FAILED) {
+            d->map = NULL;
+            s = err_set("cannot map data file %s: %s", d->path, strerror(errno));
+        }
+    }
+    close(fd); /* the mapping stays */
+    return s;
+}
+
+/* Nothing but tokens, from the first byte to the last. */
+static sp_status whole_file(train_data *d, int width) {
+    CHECK(d->map_bytes % (size_t)width == 0,
+          "data file %s has %zu bytes, which is no whole number of %d-byte tokens; is it truncated, or should "
+          "--data-dtype say otherwise?",
+          d->path, d->map_bytes, width);
+    d->tokens = (token_file){d->map, width, (int64_t)(d->map_bytes / (size_t)width)};
+    return SP_OK;
+}
+
+/* llm.c's header is 256 int32: magic, version, token count, zeros. Its writers: dev/data/data_common.py. */
+static sp_status open_bin(train_data *d) {
+    enum { HEADER = 1024 };
+    static const struct {
+        int32_t magic, version;
+        int width;
+    } known[] = {{20240520, 1, 2}, {20240801, 7, 4}};
+    int32_t head[3] = {0};
+    if (d->map_bytes >= sizeof head) memcpy(head, d->map, sizeof head);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (head[0] != known[i].magic) continue;
+        CHECK(head[1] == known[i].version, "data file %s has llm.c's magic %d but version %d; only version %d is known",
+              d->path, head[0], head[1], known[i].version);
+        int width = known[i].width;
+        CHECK(d->map_bytes >= HEADER && head[2] >= 0 && (d->map_bytes - HEADER) / (size_t)width >= (size_t)head[2],
+              "data file %s is truncated: its header promises %d tokens of %d bytes after %d bytes of header, the file "
+              "has %zu bytes",
+              d->path, head[2], width, HEADER, d->map_bytes);
+        d->tokens = (token_file){(const unsigned char *)d->map + HEADER, width, head[2]};
+        return SP_OK;
+    }
+    return whole_file(d, d->opt.tokens_u32 ? 4 : 2);
+}
+
+static sp_status open_tokens(train_data *d) {
+    TRY(map_file(d));
+    if (ends_with(d->path, ".txt")) {
+        CHECK(d->opt.vocab == 0 || d->opt.vocab >= 256,
+              "data file %s is text, which trains on bytes and needs a vocabulary of at least 256; the model's is %lld",
+              d->path, (long long)d->opt.vocab);
+        TRY(whole_file(d, 1));
+    } else {
+        TRY(open_bin(d));
+    }
+    int64_t n = d->tokens.count, need = 0;
+    CHECK(
+        add_ok(d->opt.seq, 1, &need) && n >= need,
+        "data file %s holds %lld tokens, less than one sequence: %lld tokens and the label after them; lower --seq or "
+        "give a longer file",
+        d->path, (long long)n, (long long)d->opt.seq);
+    return SP_OK;
+}
+
+sp_status train_data_open(const char *path, const train_data_options *options, train_data **out) {
+    *out = NULL;
+    ASSERT(options->seq > 0 && options->batch > 0 && options->accum > 0);
+    bool known = ends_with(path, ".txt") || ends_with(path, ".bin");
+    CHECK(known, "data file %s: the name must end in .txt (bytes), .bin (tokens) or .safetensors (rows)", path);
+    train_data *d = calloc(1, sizeof *d);
+    CHECK(d && (d->path = strdup(path)), "out of memory");
+    d->opt = *options;
+    if (open_tokens(d) != SP_OK) {
+        train_data_close(d);
+        return SP_FAIL;
+    }
+    *out = d;
+    return SP_OK;
+}
+
+void train_data_close(train_data *d) {
+    if (!d) return;
+    if (d->map) munmap(d->map, d->map_bytes);
+    free(d->path);
+    free(d);
+}
+
+int64_t train_data_length(const train_data *d) { return d->tokens.count; }
+int64_t train_data_windows(const train_data *d) { return (d->tokens.count - 1) / d->opt.seq; }
+int64_t train_data_eval_batches(const train_data *d) { return ceil_div(train_data_windows(d), d->opt.batch); }
+bool train_data_has_documents(const train_data *d) { return d->opt.eos >= 0; }
+
+/* ---- addressing -------------------------------------------------------------------------------- */
+
+int64_t train_permute(int64_t index, int64_t n, uint64_t seed, int64_t epoch) {
+    enum { ROUNDS = 6 };
+    if (n <= 1) return 0;
+    int half = 1; /* the domain is 4^half >= n, so fewer than four walks are expected */
+    while (half < 31 && ((uint64_t)1 << (2 * half)) < (uint64_t)n) half++;
+    uint64_t mask = ((uint64_t)1 << half) - 1, key = seed;
+    key = rng_next(&key) + (uint64_t)epoch;
+    key = rng_next(&key);
+    uint64_t x = (uint64_t)index;
+    do {
+        uint64_t left = x >> half, right = x & mask;
+        for (uint64_t r = 0; r < ROUNDS; r++) {
+            uint64_t f = key ^ (r << 58) ^ right;
+            f = rng_next(&f) & mask;
+            uint64_t next = left ^ f;
+            left = right;
+            right = next;
+        }
+        x = left << half | right;
+    } while (x >= (uint64_t)n);
+    return (int64_t)x;
+}
+
+/* The global row number of (step, micro, row) modulo m, without overflow for any step count. */
+static int64_t row_number_mod(const train_data *d, int64_t step, int64_t micro, int64_t row, int64_t m, int64_t *quot) {
+    unsigned __int128 n = (unsigned __int128)step * (uint64_t)d->opt.accum + (uint64_t)micro;
+    n = n * (uint64_t)d->opt.batch + (uint64_t)row;
+    if (quot) *quot = (int64_t)(uint64_t)(n / (uint64_t)m);
+    return (int64_t)(n % (uint64_t)m);
+}
+
+/* The first token of a row of a step. */
+static int64_t window_start(const train_data *d, int64_t step, int64_t micro, int64_t row) {
+    int64_t n = d->tokens.count, s = d->opt.seq;
+    if (d->opt.shuffle) {
+        int64_t windows = train_data_windows(d), epoch;
+        int64_t at = row_number_mod(d, step, micro, row, windows, &epoch);
+        return train_permute(at, windows, d->opt.seed, epoch) * s;
+    }
+    int64_t number = row_number_mod(d, step, micro, row, n - s, NULL);
+    return (int64_t)((unsigned __int128)number * (uint64_t)s % (uint64_t)(n - s));
+}
+
+/* ---- filling ----------------------------------------------------------------------------------- */
+
+static int64_t token_at(const token_file *f, int64_t i) {
+    const unsigned char *p = f->at + i * f->width;
+    if (f->width == 1) return *p;
+    if (f->width == 2) {
+        uint16_t v;
+        memcpy(&v, p, sizeof v);
+        return v;
+    }
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static sp_status bad_token(const train_data *d, int64_t id, int64_t position) {
+    FAIL("data file %s: token %lld at position %lld is outside the model's vocabulary of %lld (valid ids are 0 to "
+         "%lld); was the file made with another tokenizer?",
+         d->path, (long long)id, (long long)position, (long long)d->opt.vocab, (long long)d->opt.vocab - 1);
+}
+
+/* Fills row `row` of the batch from the window that starts at token `start`. */
+static sp_status fill_row(const train_data *d, int64_t start, int64_t row, const train_batch *out) {
+    const int64_t s = d->opt.seq, base = row * s, vocab = d->opt.vocab;
+    int64_t document = 0;
+    int64_t id = token_at(&d->tokens, start);
+    for (int64_t t = 0; t <= s; t++) {
+        bool used = t < s || d->opt.labels_shifted;
+        if (vocab && used && id >= vocab) return bad_token(d, id, start + t);
+        if (t == s) break;
+        int64_t next = token_at(&d->tokens, start + t + 1); /* start + s is inside the file */
+        if (out->input_ids) out->input_ids[base + t] = id;
+        if (out->labels) out->labels[base + t] = d->opt.labels_shifted ? next : id;
+        if (out->position_ids) out->position_ids[base + t] = t;
+        if (out->document_ids) out->document_ids[base + t] = document;
+        if (id == d->opt.eos) document++;
+        id = next;
+    }
+    return SP_OK;
+}
+
+sp_status train_data_fill(const train_data *d, int64_t step, int64_t micro, const train_batch *out) {
+    ASSERT(step >= 0 && micro >= 0 && micro < d->opt.accum);
+    for (int64_t i = 0; i < d->opt.batch; i++) TRY(fill_row(d, window_start(d, step, micro, i), i, out));
+    return SP_OK;
+}
+
+sp_status train_data_fill_eval(const train_data *d, int64_t micro, const train_batch *out) {
+    const int64_t windows = train_data_windows(d), s = d->opt.seq;
+    for (int64_t i = 0; i < d->opt.batch; i++) {
+        int64_t w = micro * d->opt.batch + i;
+        TRY(fill_row(d, min64(w, windows - 1) * s, i, out));
+        if (w >= windows && out->labels)
+            for (int64_t t = 0; t < s; t++) out->labels[i * s + t] = d->opt.ignore_index;
+    }
+    return SP_OK;
+}
