@@ -1,0 +1,205 @@
+/* attn.c - the parts of attention that forward and backward share; see attn.h. */
+#include "device/cpu/attn.h"
+
+void attn_check(const attn *a, const tensor *t, int64_t s, int64_t heads, dtype type) {
+    ASSERT(t->rank == 4 && t->type == type);
+    ASSERT(t->dim[0] == a->B && t->dim[1] == s && t->dim[2] == heads && t->dim[3] == a->D);
+    ASSERT(t->stride[3] == 1 || a->D == 1);
+}
+
+void attn_init(attn *a, const tensor *q, const tensor *k, const kern_attn_params *p) {
+    ASSERT(q->rank == 4 && k->rank == 4);
+    ASSERT(q->type == DT_F32 || q->type == DT_BF16);
+    *a = (attn){.p = p,
+                .B = q->dim[0],
+                .H = q->dim[2],
+                .Hkv = k->dim[2],
+                .Sq = q->dim[1],
+                .Sk = k->dim[1],
+                .D = q->dim[3],
+                .Dp = round_up(q->dim[3], VL),
+                .bf = q->type == DT_BF16};
+    ASSERT(a->D > 0 && a->Hkv > 0 && a->H % a->Hkv == 0);
+    attn_check(a, q, a->Sq, a->H, q->type);
+    attn_check(a, k, a->Sk, a->Hkv, q->type);
+    ASSERT((p->doc_q != NULL) == (p->doc_k != NULL));
+    a->kv = max64(0, min64(a->Sk, p->kv_valid));
+    a->natural = p->softcap > 0 || p->bias;
+    a->qscale = a->natural ? p->scale : p->scale * ATTN_LOG2E;
+}
+
+/* ---- visibility -------------------------------------------------------------------------------- */
+
+enum { DOC_BLOCK = 16 }; /* keys that are trimmed together */
+
+static void doc_minmax(const int64_t *doc, int64_t n, int64_t *lo, int64_t *hi) {
+    *lo = *hi = doc[0];
+    for (int64_t i = 1; i < n; i++) {
+        *lo = min64(*lo, doc[i]);
+        *hi = max64(*hi, doc[i]);
+    }
+}
+
+static bool doc_apart(const int64_t *doc, int64_t n, int64_t lo, int64_t hi) {
+    int64_t l, h;
+    doc_minmax(doc, n, &l, &h);
+    return h < lo || l > hi;
+}
+
+void attn_range(const attn *a, int64_t b, int64_t q0, int64_t nq, int64_t *lo, int64_t *hi) {
+    const kern_attn_params *p = a->p;
+    int64_t l = max64(*lo, 0), h = min64(*hi, a->kv);
+    int64_t first = p->q_offset + q0, last = first + nq - 1;
+    if (p->causal) h = min64(h, last + 1);
+    if (p->window > 0) l = max64(l, first - p->window + 1);
+    if (p->doc_q && l < h) {
+        int64_t dl, dh;
+        const int64_t *dk = p->doc_k + b * p->doc_k_bs;
+        doc_minmax(p->doc_q + b * p->doc_q_bs + q0, nq, &dl, &dh);
+        while (l < h) {
+            int64_t n = min64(DOC_BLOCK - l % DOC_BLOCK, h - l);
+            if (!doc_apart(dk + l, n, dl, dh)) break;
+            l += n;
+        }
+        while (l < h) {
+            int64_t n = min64((h - 1) % DOC_BLOCK + 1, h - l);
+            if (!doc_apart(dk + h - n, n, dl, dh)) break;
+            h -= n;
+        }
+    }
+    *lo = l;
+    *hi = max64(l, h);
+}
+
+/* Softcap, ALiBi and bias on scores in natural units; leaves log2 units. */
+static void natural_scores(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t lanes, int64_t k0,
+                           int64_t nk, float *s, int64_t ld, float *deriv) {
+    const kern_attn_params *p = a->p;
+    if (p->softcap > 0) {
+        float cap = p->softcap, inv = 1 / cap;
+        for (int64_t j = 0; j < nk; j++)
+            for (int64_t i = 0; i < lanes; i += VL) {
+                vf t = vtanh(vld(s + j * ld + i) * inv);
+                vst(s + j * ld + i, t * cap);
+                if (deriv) vst(deriv + j * ld + i, 1.f - t * t);
+            }
+    }
+    if (p->alibi)
+        for (int64_t j = 0; j < nk; j++)
+            for (int64_t i = 0; i < lanes; i++) {
+                float distance = (float)(k0 + j - (p->q_offset + q0 + i));
+                s[j * ld + i] += p->alibi[h] * distance;
+            }
+    if (p->bias) p->bias(p->bias_ctx, b, h, q0, nq, k0, nk, s, ld);
+    for (int64_t j = 0; j < nk; j++)
+        for (int64_t i = 0; i < lanes; i += VL) vst(s + j * ld + i, vld(s + j * ld + i) * ATTN_LOG2E);
+}
+
+void attn_scores(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t lanes, int64_t k0, int64_t nk,
+                 float *s, int64_t ld, float *deriv) {
+    const kern_attn_params *p = a->p;
+    if (a->natural) {
+        natural_scores(a, b, h, q0, nq, lanes, k0, nk, s, ld, deriv);
+    } else if (p->alibi) {
+        float slope = p->alibi[h] * ATTN_LOG2E;
+        vf iota = __builtin_convertvector(viota(), vf);
+        for (int64_t j = 0; j < nk; j++)
+            for (int64_t i = 0; i < lanes; i += VL) {
+                vf distance = (float)(k0 + j - (p->q_offset + q0 + i)) - iota;
+                vst(s + j * ld + i, vld(s + j * ld + i) + slope * distance);
+            }
+    }
+    const vf hidden = vset(-INFINITY);
+    int64_t first = p->q_offset + q0, last = first + nq - 1;
+    bool causal = p->causal && first < k0 + nk - 1;
+    bool window = p->window > 0 && last - k0 >= p->window;
+    if (causal || window)
+        for (int64_t j = 0; j < nk; j++) {
+            /* Lane i sees key k0+j iff from <= i < to. */
+            int64_t from = causal ? k0 + j - first : 0;
+            int64_t to = window ? k0 + j - first + p->window : lanes;
+            from = max64(0, min64(from, lanes));
+            to = max64(0, min64(to, lanes));
+            for (int64_t i = 0; i < lanes; i += VL) {
+                vi lane = viota() + (int32_t)i;
+                vi see = (lane >= (int32_t)from) & (lane < (int32_t)to);
+                vst(s + j * ld + i, vselect(see, vld(s + j * ld + i), hidden));
+            }
+        }
+    if (p->doc_q) {
+        const int64_t *dq = p->doc_q + b * p->doc_q_bs + q0, *dk = p->doc_k + b * p->doc_k_bs + k0;
+        int64_t ql, qh, kl, kh;
+        doc_minmax(dq, nq, &ql, &qh);
+        doc_minmax(dk, nk, &kl, &kh);
+        if (ql != kh || qh != kl)
+            for (int64_t j = 0; j < nk; j++)
+                for (int64_t i = 0; i < nq; i++) s[j * ld + i] = dq[i] == dk[j] ? s[j * ld + i] : -INFINITY;
+    }
+}
+
+/* ---- packing ----------------------------------------------------------------------------------- */
+
+INLINE void pack_t(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, float factor, float *dst) {
+    for (int64_t i0 = 0; i0 < MICRO_LANES; i0 += VL)
+        for (int64_t d0 = 0; d0 < D; d0 += VL) {
+            int64_t nd = min64(VL, D - d0);
+            vf r[VL];
+            for (int64_t i = 0; i < VL; i++) {
+                int64_t at = (i0 + i) * stride + d0;
+                r[i] = i0 + i >= n ? vset(0) : nd == VL ? vget(bf, src, at) : vget_n(bf, src, at, nd, 0);
+            }
+            vtranspose(r);
+            for (int64_t d = 0; d < nd; d++) vst(dst + (d0 + d) * MICRO_LANES + i0, r[d] * factor);
+        }
+}
+
+void attn_pack_t(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, float factor, float *dst) {
+    if (bf)
+        pack_t(true, src, stride, n, D, factor, dst);
+    else
+        pack_t(false, src, stride, n, D, factor, dst);
+}
+
+INLINE void pack_rows(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *dst) {
+    int64_t whole = D - D % VL;
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t d = 0; d < whole; d += VL) vst(dst + i * Dp + d, vget(bf, src, i * stride + d));
+        if (whole < D) vst(dst + i * Dp + whole, vget_n(bf, src, i * stride + whole, D - whole, 0));
+    }
+}
+
+void attn_pack_rows(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *dst) {
+    if (bf)
+        pack_rows(true, src, stride, n, D, Dp, dst);
+    else
+        pack_rows(false, src, stride, n, D, Dp, dst);
+}
+
+INLINE void unpack_t(bool bf, const float *src, const float *factor, int64_t n, int64_t D, bool add, void *dst,
+                     int64_t stride) {
+    for (int64_t i0 = 0; i0 < n; i0 += VL) {
+        vf f = vld(factor + i0);
+        int64_t ni = min64(VL, n - i0);
+        for (int64_t d0 = 0; d0 < D; d0 += VL) {
+            int64_t nd = min64(VL, D - d0);
+            vf r[VL];
+            for (int64_t d = 0; d < VL; d++) r[d] = d < nd ? vld(src + (d0 + d) * MICRO_LANES + i0) * f : vset(0);
+            vtranspose(r);
+            for (int64_t i = 0; i < ni; i++) {
+                int64_t at = (i0 + i) * stride + d0;
+                if (nd == VL)
+                    vput(bf, dst, at, add ? vget(bf, dst, at) + r[i] : r[i]);
+                else
+                    vput_n(bf, dst, at, nd, add ? vget_n(bf, dst, at, nd, 0) + r[i] : r[i]);
+            }
+        }
+    }
+}
+
+void attn_unpack_t(bool bf, const float *src, const float *factor, int64_t n, int64_t D, bool add, void *dst,
+                   int64_t stride) {
+    if (bf)
+        unpack_t(true, src, factor, n, D, add, dst, stride);
+    else
+        unpack_t(false, src, factor, n, D, add, dst, stride);
+}

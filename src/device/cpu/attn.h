@@ -1,0 +1,62 @@
+/* attn.h - what attention forward and backward share: shapes, which keys a block of queries sees, packing.
+ *
+ * Both compute transposed scores, S^T = K Q^T: queries lie in vector lanes. A score row is then one key against a panel
+ * of MICRO_LANES queries, so softmax statistics, masks and rescaling are per lane and nothing is ever summed across
+ * lanes; Q is packed transposed (panels of [D][MICRO_LANES]), K and V are only broadcast.
+ */
+#ifndef AUTOSP_DEVICE_CPU_ATTN_H
+#define AUTOSP_DEVICE_CPU_ATTN_H
+
+#include "device/cpu/kern.h"
+#include "device/cpu/micro.h"
+
+typedef struct attn {
+    const kern_attn_params *p;
+    int64_t B, H, Hkv, Sq, Sk, D;
+    int64_t Dp;   /* D rounded up to whole vectors: the row length of packed K, V, Q, dO */
+    int64_t kv;   /* keys from here on are hidden: min(Sk, kv_valid) */
+    bool bf;      /* q, k, v, o are bf16 */
+    bool natural; /* softcap or a bias needs scores in natural units before they become powers of two */
+    float qscale; /* what q is multiplied by when packed: scale, times log2(e) unless natural */
+} attn;
+
+/* Checks shapes and strides and fills *a. */
+void attn_init(attn *a, const tensor *q, const tensor *k, const kern_attn_params *p);
+/* Asserts that t is (B,S,heads,D) with the type of q and a contiguous D. */
+void attn_check(const attn *a, const tensor *t, int64_t s, int64_t heads, dtype type);
+
+/* The keys [*lo, *hi) outside of which no query of rows [q0, q0+nq) sees anything, by causality, window, padding and
+ * the documents at both ends; *lo == *hi when there is none. Starts from the given [*lo, *hi). */
+void attn_range(const attn *a, int64_t b, int64_t q0, int64_t nq, int64_t *lo, int64_t *hi);
+
+/* Turns raw products s[j*ld + i] (query q0+i, i < lanes of which nq are rows; key k0+j, j < nk) into scores in units of
+ * log2, hidden ones -inf. deriv, when not NULL, receives d(score)/d(scaled product) of softcap at the same places. */
+void attn_scores(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t lanes, int64_t k0, int64_t nk,
+                 float *s, int64_t ld, float *deriv);
+
+/* dst[d*MICRO_LANES + i] = factor * src[i*stride + d], i < n; 0 for the other lanes. */
+void attn_pack_t(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, float factor, float *dst);
+/* dst[i*Dp + d] = src[i*stride + d], 0 for d in [D, Dp). */
+void attn_pack_rows(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *dst);
+/* dst[i*stride + d] = src[d*MICRO_LANES + i] * factor[i] (+ what is there, when add), i < n. */
+void attn_unpack_t(bool bf, const float *src, const float *factor, int64_t n, int64_t D, bool add, void *dst,
+                   int64_t stride);
+
+INLINE void *attn_at(const tensor *t, int64_t b, int64_t s, int64_t h) {
+    return (char *)t->data + dtype_size(t->type) * (b * t->stride[0] + s * t->stride[1] + h * t->stride[2]);
+}
+INLINE float *attn_lse_at(const tensor *t, int64_t b, int64_t h, int64_t s) {
+    return (float *)t->data + b * t->stride[0] + h * t->stride[1] + s * t->stride[2];
+}
+
+#define ATTN_LOG2E 1.44269504088896340736f
+#define ATTN_LN2 0.69314718055994530942f
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static inline int omp_get_max_threads(void) { return 1; }
+static inline int omp_get_thread_num(void) { return 0; }
+#endif
+
+#endif

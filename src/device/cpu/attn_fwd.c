@@ -1,0 +1,151 @@
+/* attn_fwd.c - attention forward by blocks with a running softmax.
+ *
+ * FlashAttention-2's order (Dao 2023): a thread owns a block of queries of one head and walks over the keys it sees;
+ * per query it keeps the maximum, the sum of exponentials and the unnormalised output, rescaled whenever the maximum
+ * grows. Every block is computed by one thread in a fixed order, so results do not depend on the number of threads.
+ * Scores are kept in units of log2 (the factor is folded into q), exponentials are powers of two.
+ *
+ * One thread's working set: Q^T and O^T of the block, one tile of K and V (packed: rows at large strides would fall
+ * into the same cache sets), scores of one panel.
+ */
+#include "device/cpu/attn.h"
+
+enum {
+    BQ = 128, /* queries of a block: K and V are packed once for all its panels */
+    BC = 96,  /* keys of a tile: a multiple of the micro-kernel's rows, enough to amortise reloading O^T */
+    PANELS = BQ / MICRO_LANES
+};
+
+/* One thread's workspace, in floats. */
+typedef struct scratch {
+    float *qt, *ot, *k, *v, *s, *max, *sum, *factor;
+} scratch;
+
+static int64_t scratch_layout(int64_t D, int64_t Dp, float *base, scratch *w) {
+    float *at = base;
+    float **part[] = {&w->qt, &w->ot, &w->k, &w->v, &w->s, &w->max, &w->sum, &w->factor};
+    int64_t size[] = {BQ * D, BQ * D, BC * Dp, BC * Dp, BC * MICRO_LANES, BQ, BQ, MICRO_LANES};
+    int64_t total = 0;
+    for (int i = 0; i < 8; i++) {
+        if (at) *part[i] = at + total;
+        total += round_up(size[i], KERN_ALIGN / 4);
+    }
+    return total;
+}
+
+size_t kern_attn_fwd_ws(const tensor *q, const tensor *k, int threads) {
+    (void)k;
+    scratch w;
+    return sizeof(float) * (size_t)scratch_layout(q->dim[3], round_up(q->dim[3], VL), NULL, &w) * (size_t)threads;
+}
+
+/* One panel against keys [lo, hi) whose tile is packed from key t0 on. */
+static void panel_step(const attn *a, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t nq, int panel,
+                       int64_t t0, int64_t lo, int64_t hi) {
+    const int64_t n = hi - lo, L = MICRO_LANES;
+    float *s = w->s, *max = w->max + panel * L, *sum = w->sum + panel * L;
+    micro_rows(n, MICRO_NV, a->D, w->k + (lo - t0) * a->Dp, a->Dp, 1, w->qt + panel * L * a->D, L, s, L, MICRO_SET,
+               NULL);
+    attn_scores(a, b, h, q0, nq, L, lo, n, s, L, NULL);
+    for (int v = 0; v < MICRO_NV; v++) {
+        float *col = s + v * VL;
+        vf before = vld(max + v * VL), m0 = before, m1 = before, m2 = before, m3 = before;
+        int64_t j = 0;
+        for (; j + 4 <= n; j += 4) {
+            m0 = vmax(m0, vld(col + j * L));
+            m1 = vmax(m1, vld(col + (j + 1) * L));
+            m2 = vmax(m2, vld(col + (j + 2) * L));
+            m3 = vmax(m3, vld(col + (j + 3) * L));
+        }
+        for (; j < n; j++) m0 = vmax(m0, vld(col + j * L));
+        m0 = vmax(vmax(m0, m1), vmax(m2, m3));
+        /* A row that has seen nothing yet keeps -inf; its exponentials are taken against 0 and are 0. */
+        vf shift = vselect(m0 == -INFINITY, vset(0), m0);
+        vf total0 = vset(0), total1 = vset(0);
+        for (j = 0; j + 2 <= n; j += 2) {
+            vf p0 = vexp2_neg(vld(col + j * L) - shift), p1 = vexp2_neg(vld(col + (j + 1) * L) - shift);
+            vst(col + j * L, p0);
+            vst(col + (j + 1) * L, p1);
+            total0 += p0;
+            total1 += p1;
+        }
+        if (j < n) {
+            vf p0 = vexp2_neg(vld(col + j * L) - shift);
+            vst(col + j * L, p0);
+            total0 += p0;
+        }
+        vf factor = vexp2_neg(before - shift);
+        vst(max + v * VL, m0);
+        vst(w->factor + v * VL, factor);
+        vst(sum + v * VL, vld(sum + v * VL) * factor + (total0 + total1));
+    }
+    micro_rows(a->D, MICRO_NV, n, w->v + (lo - t0) * a->Dp, 1, a->Dp, s, L, w->ot + panel * L * a->D, L, MICRO_RESCALE,
+               w->factor);
+}
+
+static void block(const attn *a, const scratch *w, const tensor *q, const tensor *k, const tensor *v, const tensor *o,
+                  const tensor *lse, int64_t b, int64_t h, int64_t q0) {
+    const int64_t L = MICRO_LANES, nq = min64(BQ, a->Sq - q0), hkv = h / (a->H / a->Hkv);
+    const int panels = (int)ceil_div(nq, L);
+    int64_t lo[PANELS], hi[PANELS], from = a->Sk, to = 0;
+    for (int i = 0; i < panels; i++) {
+        int64_t n = min64(L, nq - i * L);
+        lo[i] = 0, hi[i] = a->Sk;
+        attn_range(a, b, q0 + i * L, n, &lo[i], &hi[i]);
+        if (lo[i] < hi[i]) from = min64(from, lo[i]), to = max64(to, hi[i]);
+        attn_pack_t(a->bf, attn_at(q, b, q0 + i * L, h), q->stride[1], n, a->D, a->qscale, w->qt + i * L * a->D);
+    }
+    memset(w->ot, 0, sizeof(float) * (size_t)(panels * L * a->D));
+    for (int64_t i = 0; i < panels * L; i++) w->max[i] = -INFINITY, w->sum[i] = 0;
+    /* Tiles start at multiples of BC, whatever the first visible key, so that a row's sums do not depend on others. */
+    for (int64_t t0 = from - from % BC; t0 < to; t0 += BC) {
+        int64_t k0 = max64(t0, from), k1 = min64(t0 + BC, to);
+        int64_t plo[PANELS], phi[PANELS];
+        bool any = false;
+        for (int i = 0; i < panels; i++) {
+            plo[i] = max64(k0, lo[i]), phi[i] = min64(k1, hi[i]);
+            if (plo[i] < phi[i] && a->p->doc_q) attn_range(a, b, q0 + i * L, min64(L, nq - i * L), &plo[i], &phi[i]);
+            any |= plo[i] < phi[i];
+        }
+        if (!any) continue;
+        attn_pack_rows(a->bf, attn_at(k, b, k0, hkv), k->stride[1], k1 - k0, a->D, a->Dp, w->k);
+        attn_pack_rows(a->bf, attn_at(v, b, k0, hkv), v->stride[1], k1 - k0, a->D, a->Dp, w->v);
+        for (int i = 0; i < panels; i++)
+            if (plo[i] < phi[i]) panel_step(a, w, b, h, q0 + i * L, min64(L, nq - i * L), i, k0, plo[i], phi[i]);
+    }
+    for (int i = 0; i < panels; i++) {
+        int64_t n = min64(L, nq - i * L);
+        for (int64_t j = 0; j < L; j++) {
+            float sum = w->sum[i * L + j];
+            w->factor[j] = sum == 0 ? 0 : 1 / sum;
+            if (j < n)
+                *attn_lse_at(lse, b, h, q0 + i * L + j) =
+                    sum == 0 ? -INFINITY : (w->max[i * L + j] + log2f(sum)) * ATTN_LN2;
+        }
+        attn_unpack_t(a->bf, w->ot + i * L * a->D, w->factor, n, a->D, false, attn_at(o, b, q0 + i * L, h),
+                      o->stride[1]);
+    }
+}
+
+void kern_attn_fwd(const tensor *q, const tensor *k, const tensor *v, const tensor *o, const tensor *lse,
+                   const kern_attn_params *p, void *ws, size_t ws_bytes) {
+    attn a;
+    attn_init(&a, q, k, p);
+    attn_check(&a, v, a.Sk, a.Hkv, q->type);
+    attn_check(&a, o, a.Sq, a.H, q->type);
+    ASSERT(lse->rank == 3 && lse->type == DT_F32 && lse->dim[0] == a.B && lse->dim[1] == a.H && lse->dim[2] == a.Sq);
+    const int threads = omp_get_max_threads();
+    ASSERT(ws_bytes >= kern_attn_fwd_ws(q, k, threads));
+    const int64_t blocks = ceil_div(a.Sq, BQ), items = blocks * a.B * a.H;
+    if (!items) return;
+    scratch unused;
+    const int64_t part = scratch_layout(a.D, a.Dp, NULL, &unused);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t item = 0; item < items; item++) {
+        scratch w = {0};
+        scratch_layout(a.D, a.Dp, (float *)ws + part * omp_get_thread_num(), &w);
+        /* Last blocks first: under a causal mask they are the longest. */
+        int64_t i = blocks - 1 - item / (a.B * a.H), bh = item % (a.B * a.H);
+        block(&a, &w, q, k, v, o, lse, bh / a.H, bh % a.H, i * BQ);
+    }
+}

@@ -1,0 +1,266 @@
+/* vec.h - f32 vectors of the machine's width, in GCC's vector extension, and the functions kernels need of them.
+ *
+ * The width follows the flags this folder is compiled with (AUTOSP_NATIVE): 16 lanes with AVX-512, 8 with AVX, 4 else
+ * (SSE2, NEON). Loads and stores are unaligned. bf16 is read by a shift and written with round to nearest even.
+ * Polynomials are minimax fits (Lawson's weighted least squares) of degrees chosen so that rounding dominates.
+ */
+#ifndef AUTOSP_DEVICE_CPU_VEC_H
+#define AUTOSP_DEVICE_CPU_VEC_H
+
+#include "base/base.h"
+
+#include <math.h>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#define VEC_BYTES 64
+#elif defined(__AVX__)
+#define VEC_BYTES 32
+#else
+#define VEC_BYTES 16
+#endif
+
+enum { VL = VEC_BYTES / 4 };
+
+#define INLINE static inline __attribute__((always_inline, unused))
+
+typedef float vf __attribute__((vector_size(VEC_BYTES)));
+typedef int32_t vi __attribute__((vector_size(VEC_BYTES)));
+typedef float vf_mem __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(VEC_BYTES / 2)));
+typedef uint16_t vh_mem __attribute__((vector_size(VEC_BYTES / 2), aligned(2), may_alias));
+typedef uint32_t vu __attribute__((vector_size(VEC_BYTES)));
+
+INLINE vf vld(const float *p) { return *(const vf_mem *)p; }
+INLINE void vst(float *p, vf x) { *(vf_mem *)p = x; }
+INLINE vf vset(float x) { return x - (vf){0}; } /* exact also for -0 */
+
+INLINE float bf16_get(uint16_t h) {
+    union {
+        uint32_t u;
+        float f;
+    } x = {(uint32_t)h << 16};
+    return x.f;
+}
+/* Round to nearest even; a NaN stays one. */
+INLINE uint16_t bf16_put(float f) {
+    union {
+        float f;
+        uint32_t u;
+    } x = {f};
+    if (f != f) return (uint16_t)((x.u >> 16) | 0x40);
+    return (uint16_t)((x.u + 0x7fff + ((x.u >> 16) & 1)) >> 16);
+}
+INLINE vf vld_bf16(const uint16_t *p) {
+    vh h = *(const vh_mem *)p;
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+/* The bits of x rounded to bf16, in the low half of each lane. */
+INLINE vu vround_bf16(vf x) {
+    vu u = (vu)x;
+    vu even = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    vu nan = (u >> 16) | 0x40;
+    vi is_nan = x != x;
+    return (even & ~(vu)is_nan) | (nan & (vu)is_nan);
+}
+INLINE void vst_bf16(uint16_t *p, vf x) {
+#ifdef __AVX512BF16__
+    __m256bh h = _mm512_cvtneps_pbh((__m512)x);
+    memcpy(p, &h, sizeof h);
+#else
+    *(vh_mem *)p = __builtin_convertvector(vround_bf16(x), vh);
+#endif
+}
+
+/* Element i of an f32 or bf16 array; `bf` is a constant wherever speed matters. */
+INLINE vf vget(bool bf, const void *p, int64_t i) {
+    return bf ? vld_bf16((const uint16_t *)p + i) : vld((const float *)p + i);
+}
+INLINE void vput(bool bf, void *p, int64_t i, vf x) {
+    if (bf)
+        vst_bf16((uint16_t *)p + i, x);
+    else
+        vst((float *)p + i, x);
+}
+INLINE float sget(bool bf, const void *p, int64_t i) {
+    return bf ? bf16_get(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+INLINE void sput(bool bf, void *p, int64_t i, float x) {
+    if (bf)
+        ((uint16_t *)p)[i] = bf16_put(x);
+    else
+        ((float *)p)[i] = x;
+}
+/* The first n < VL elements from i on; the other lanes are `rest`. */
+INLINE vf vget_n(bool bf, const void *p, int64_t i, int64_t n, float rest) {
+    float tmp[VL];
+    vst(tmp, vset(rest));
+    for (int64_t j = 0; j < n; j++) tmp[j] = sget(bf, p, i + j);
+    return vld(tmp);
+}
+INLINE void vput_n(bool bf, void *p, int64_t i, int64_t n, vf x) {
+    float tmp[VL];
+    vst(tmp, x);
+    for (int64_t j = 0; j < n; j++) sput(bf, p, i + j, tmp[j]);
+}
+
+INLINE vf vselect(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+/* A NaN in x is kept; one in the bound is not expected. */
+INLINE vf vmax(vf bound, vf x) {
+#ifdef __AVX512F__
+    return (vf)_mm512_max_ps((__m512)bound, (__m512)x);
+#else
+    return vselect(bound > x, bound, x);
+#endif
+}
+INLINE vf vmin(vf bound, vf x) { return vselect(bound < x, bound, x); }
+/* Lane sums in a fixed (tree) order. */
+INLINE float vsum(vf x) {
+    float t[VL];
+    vst(t, x);
+    for (int w = VL / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++) t[i] += t[i + w];
+    return t[0];
+}
+INLINE float vmaxlane(vf x) {
+    float t[VL];
+    vst(t, x);
+    float m = t[0];
+    for (int i = 1; i < VL; i++) m = t[i] > m || t[i] != t[i] ? t[i] : m;
+    return m;
+}
+INLINE vf vsqrt(vf x) {
+#ifdef __AVX512F__
+    return (vf)_mm512_sqrt_ps((__m512)x);
+#else
+    for (int i = 0; i < VL; i++) x[i] = sqrtf(x[i]);
+    return x;
+#endif
+}
+
+/* p * 2^n for integral n in [-150, 128], p in [0.5, 2]: subnormal results become 0 except with AVX-512. */
+INLINE vf vscale2(vf p, vf n) {
+#ifdef __AVX512F__
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    vi e = __builtin_convertvector(n, vi);
+    vi half = e >> 1; /* two factors, because 2^128 and 2^-127 have no exponent field of their own */
+    vf a = (vf)((half + 127) << 23), b = (vf)((e - half + 127) << 23);
+    return p * a * b;
+#endif
+}
+INLINE vf vround(vf x) {
+#ifdef __AVX512F__
+    return (vf)_mm512_roundscale_ps((__m512)x, 8);
+#else
+    return (x + 12582912.f) - 12582912.f; /* |x| < 2^22 */
+#endif
+}
+/* 2^x, relative error 1e-7; 0 below 2^-150, inf from 2^128 on, NaN kept. */
+INLINE vf vexp2(vf x) {
+    x = vmax(vset(-151.f), x);
+    x = vselect(x > 129.f, vset(129.f), x);
+    vf n = vround(x), f = x - n;
+    vf p = f * 1.534581156e-04f + 1.339993122e-03f;
+    p = p * f + 9.618488959e-03f;
+    p = p * f + 5.550328777e-02f;
+    p = p * f + 2.402264689e-01f;
+    p = p * f + 6.931472057e-01f;
+    p = p * f + 1.f;
+    return vscale2(p, n);
+}
+/* 2^x for x <= 0 (softmax numerators): as vexp2, without the upper bound. */
+INLINE vf vexp2_neg(vf x) {
+    x = vmax(vset(-151.f), x);
+    vf n = vround(x), f = x - n;
+    vf p = f * 1.534581156e-04f + 1.339993122e-03f;
+    p = p * f + 9.618488959e-03f;
+    p = p * f + 5.550328777e-02f;
+    p = p * f + 2.402264689e-01f;
+    p = p * f + 6.931472057e-01f;
+    p = p * f + 1.f;
+    return vscale2(p, n);
+}
+/* e^x, 1-2 ulp: the argument is reduced with ln 2 in two parts. */
+INLINE vf vexp(vf x) {
+    x = vmax(vset(-105.f), x);
+    x = vselect(x > 89.f, vset(89.f), x);
+    vf n = vround(x * 1.442695041f);
+    vf r = x - n * 0.693145752f; /* 16 bits: the product is exact */
+    r = r - n * 1.42860682e-06f;
+    vf p = r * 1.381459837e-03f + 8.368716898e-03f;
+    p = p * r + 4.166838805e-02f;
+    p = p * r + 1.666652063e-01f;
+    p = p * r + 4.999999345e-01f;
+    p = (p * r) * r + r + 1.f;
+    return vscale2(p, n);
+}
+INLINE vf vsigmoid(vf x) { return 1.f / (1.f + vexp(-x)); }
+INLINE vf vtanh(vf x) {
+    vf z = x * x;
+    vf p = z * 2.064665136e-03f - 8.091968335e-03f;
+    p = p * z + 2.166634693e-02f;
+    p = p * z - 5.394056318e-02f;
+    p = p * z + 1.333315790e-01f;
+    p = p * z - 3.333332961e-01f;
+    vf small = p * z * x + x;
+    vf big = 1.f - 2.f / (1.f + vexp(x + x));
+    vf a = (vf)((vi)x & 0x7fffffff);
+    return vselect(a < 0.625f, small, big);
+}
+/* erf(x): an odd polynomial near 0, beyond 1 from a polynomial in the exponent of erfc. */
+INLINE vf verf(vf x) {
+    vf z = x * x;
+    vf p = z * 7.853857549e-05f - 8.010192387e-04f;
+    p = p * z + 5.188327531e-03f;
+    p = p * z - 2.685381184e-02f;
+    p = p * z + 1.128358515e-01f;
+    p = p * z - 3.761262582e-01f;
+    p = p * z + 1.128379166e+00f;
+    vf small = p * x;
+    vf a = (vf)((vi)x & 0x7fffffff);
+    a = vselect(a > 4.2f, vset(4.2f), a);
+    vf q = a * 2.181698877e-06f - 6.285671714e-05f;
+    q = q * a + 8.304953243e-04f;
+    q = q * a - 6.722525688e-03f;
+    q = q * a + 3.770461743e-02f;
+    q = q * a - 1.580779822e-01f;
+    q = q * a - 9.123208914e-01f;
+    q = q * a - 1.630114549e+00f;
+    q = q * a + 3.447770472e-04f;
+    vf big = 1.f - vexp2(q);
+    big = (vf)((vi)big | ((vi)x & (int32_t)0x80000000));
+    return vselect(a < 1.f, small, big);
+}
+
+/* Transposes the square of VL vectors in place: log2(VL) rounds of interleaving the two halves. */
+#if VEC_BYTES == 64
+#define VEC_LO ((vi){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23})
+#define VEC_HI ((vi){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31})
+#elif VEC_BYTES == 32
+#define VEC_LO ((vi){0, 8, 1, 9, 2, 10, 3, 11})
+#define VEC_HI ((vi){4, 12, 5, 13, 6, 14, 7, 15})
+#else
+#define VEC_LO ((vi){0, 4, 1, 5})
+#define VEC_HI ((vi){2, 6, 3, 7})
+#endif
+INLINE void vtranspose(vf r[VL]) {
+    vf t[VL];
+#pragma GCC unroll 4
+    for (int w = 1; w < VL; w *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < VL / 2; i++) {
+            t[2 * i] = __builtin_shuffle(r[i], r[i + VL / 2], VEC_LO);
+            t[2 * i + 1] = __builtin_shuffle(r[i], r[i + VL / 2], VEC_HI);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; i++) r[i] = t[i];
+    }
+}
+INLINE vi viota(void) {
+    vi x = {0};
+    for (int i = 0; i < VL; i++) x[i] = i;
+    return x;
+}
+
+#endif
