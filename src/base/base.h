@@ -35,11 +35,11 @@ const char *err_text(void);
 void err_bug(const char *file, int line, const char *cond) __attribute__((noreturn));
 
 /* FAIL("..."): the user's mistake, with op, shapes, rank and a hint as far as they are known. */
-#define FAIL(...) return err_set(__VA_ARGS__)
+#define FAIL(...) return (err_set(__VA_ARGS__), SP_FAIL)
 /* CHECK(cond, "..."): FAIL unless cond holds. */
 #define CHECK(cond, ...)                                                                                               \
     do {                                                                                                               \
-        if (!(cond)) return err_set(__VA_ARGS__);                                                                      \
+        if (!(cond)) return (err_set(__VA_ARGS__), SP_FAIL);                                                           \
     } while (0)
 /* TRY(call): pass a failure on. */
 #define TRY(call)                                                                                                      \
@@ -49,7 +49,7 @@ void err_bug(const char *file, int line, const char *cond) __attribute__((noretu
 /* TRY_NOTE(call, "while ..."): pass a failure on with context in front of its text. */
 #define TRY_NOTE(call, ...)                                                                                            \
     do {                                                                                                               \
-        if ((call) != SP_OK) return err_note(__VA_ARGS__);                                                             \
+        if ((call) != SP_OK) return (err_note(__VA_ARGS__), SP_FAIL);                                                  \
     } while (0)
 /* ASSERT(cond): a bug of ours when it fails; on in every build, so keep it out of inner loops. */
 #define ASSERT(cond) ((cond) ? (void)0 : err_bug(__FILE__, __LINE__, #cond))
