@@ -77,14 +77,28 @@ static double load(const uint8_t *p, dtype t) {
     float f;
     double d;
     switch (t) {
-    case DT_F32: memcpy(&f, p, 4); return f;
-    case DT_F64: memcpy(&d, p, 8); return d;
-    case DT_BF16: memcpy(&h, p, 2); return bf16_to_f32(h);
-    case DT_F16: memcpy(&h, p, 2); return f16_to_f32(h);
-    case DT_I64: memcpy(&l, p, 8); return (double)l;
-    case DT_I32: memcpy(&i, p, 4); return i;
-    case DT_BOOL: return *p != 0;
-    default: return 0;
+    case DT_F32:
+        memcpy(&f, p, 4);
+        return f;
+    case DT_F64:
+        memcpy(&d, p, 8);
+        return d;
+    case DT_BF16:
+        memcpy(&h, p, 2);
+        return bf16_to_f32(h);
+    case DT_F16:
+        memcpy(&h, p, 2);
+        return f16_to_f32(h);
+    case DT_I64:
+        memcpy(&l, p, 8);
+        return (double)l;
+    case DT_I32:
+        memcpy(&i, p, 4);
+        return i;
+    case DT_BOOL:
+        return *p != 0;
+    default:
+        return 0;
     }
 }
 
@@ -101,14 +115,29 @@ static void store(uint8_t *p, dtype t, double d) {
     int64_t l;
     float f;
     switch (t) {
-    case DT_F32: f = (float)d, memcpy(p, &f, 4); break;
-    case DT_F64: memcpy(p, &d, 8); break;
-    case DT_BF16: h = f64_to_bf16(d), memcpy(p, &h, 2); break;
-    case DT_F16: h = f64_to_f16(d), memcpy(p, &h, 2); break;
-    case DT_I64: l = to_int(d, INT64_MIN, INT64_MAX), memcpy(p, &l, 8); break;
-    case DT_I32: i = (int32_t)to_int(d, INT32_MIN, INT32_MAX), memcpy(p, &i, 4); break;
-    case DT_BOOL: *p = d != 0; break;
-    default: break;
+    case DT_F32:
+        f = (float)d, memcpy(p, &f, 4);
+        break;
+    case DT_F64:
+        memcpy(p, &d, 8);
+        break;
+    case DT_BF16:
+        h = f64_to_bf16(d), memcpy(p, &h, 2);
+        break;
+    case DT_F16:
+        h = f64_to_f16(d), memcpy(p, &h, 2);
+        break;
+    case DT_I64:
+        l = to_int(d, INT64_MIN, INT64_MAX), memcpy(p, &l, 8);
+        break;
+    case DT_I32:
+        i = (int32_t)to_int(d, INT32_MIN, INT32_MAX), memcpy(p, &i, 4);
+        break;
+    case DT_BOOL:
+        *p = d != 0;
+        break;
+    default:
+        break;
     }
 }
 

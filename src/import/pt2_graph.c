@@ -10,7 +10,8 @@ sp_status pt2_bad(const pt2_reader *r, const char *what) {
     FAIL("%s: %s is malformed (%s); export the model again", r->path, r->entry, what);
 }
 
-static const char *const type_names[] = {"an object", "an array", "text", "an integer", "a number", "true", "false", "null"};
+static const char *const type_names[] = {"an object", "an array", "text",  "an integer",
+                                         "a number",  "true",     "false", "null"};
 
 sp_status pt2_get(const pt2_reader *r, const json_t *o, const char *key, json_type type, json_t **out) {
     json_t *v = json_object_get(o, key);
@@ -79,23 +80,32 @@ static bool number(const json_t *v, double *out) {
     }
     const char *s = json_string_value(v);
     if (!s) return false;
-    if (!strcmp(s, "Infinity")) *out = INFINITY;
-    else if (!strcmp(s, "-Infinity")) *out = -INFINITY;
-    else if (!strcmp(s, "NaN")) *out = NAN;
-    else return false;
+    if (!strcmp(s, "Infinity"))
+        *out = INFINITY;
+    else if (!strcmp(s, "-Infinity"))
+        *out = -INFINITY;
+    else if (!strcmp(s, "NaN"))
+        *out = NAN;
+    else
+        return false;
     return true;
 }
 
-static sp_status tensor_name(pt2_reader *r, const json_t *v, const char **out) { return pt2_get_str(r, v, "name", out); }
+static sp_status tensor_name(pt2_reader *r, const json_t *v, const char **out) {
+    return pt2_get_str(r, v, "name", out);
+}
 
 /* A SymIntArgument, {as_name} or {as_int}. */
 static sp_status sym_arg(pt2_reader *r, const json_t *o, pt2_sym_arg *out) {
     const char *tag;
     json_t *v;
     TRY(read_union(r, o, &tag, &v));
-    if (!strcmp(tag, "as_int") && json_is_integer(v)) out->value = json_integer_value(v);
-    else if (!strcmp(tag, "as_name") && json_is_string(v)) out->name = arena_strdup(r->a, json_string_value(v));
-    else PT2_BAD(r, "a symbolic integer that is neither name nor number");
+    if (!strcmp(tag, "as_int") && json_is_integer(v))
+        out->value = json_integer_value(v);
+    else if (!strcmp(tag, "as_name") && json_is_string(v))
+        out->name = arena_strdup(r->a, json_string_value(v));
+    else
+        PT2_BAD(r, "a symbolic integer that is neither name nor number");
     return SP_OK;
 }
 
@@ -119,9 +129,15 @@ static sp_status read_list(pt2_reader *r, list_kind kind, const json_t *v, pt2_a
     for (int i = 0; i < n; i++) {
         const json_t *e = json_array_get(v, (size_t)i);
         switch (kind) {
-        case LIST_TENSORS: TRY(tensor_name(r, e, &names[i])); break;
-        case LIST_OPTIONAL: TRY(optional_tensor(r, e, &names[i])); break;
-        case LIST_SYMS: TRY(sym_arg(r, e, &syms[i])); break;
+        case LIST_TENSORS:
+            TRY(tensor_name(r, e, &names[i]));
+            break;
+        case LIST_OPTIONAL:
+            TRY(optional_tensor(r, e, &names[i]));
+            break;
+        case LIST_SYMS:
+            TRY(sym_arg(r, e, &syms[i]));
+            break;
         case LIST_INTS:
             if (!json_is_integer(e)) PT2_BAD(r, "a list of integers with something else");
             syms[i].value = json_integer_value(e);

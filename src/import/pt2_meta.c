@@ -12,8 +12,10 @@
 /* The end of the string that starts at P with '"': behind its closing quote, or END. */
 static const char *skip_string(const char *p, const char *end) {
     for (p++; p < end; p++) {
-        if (*p == '\\') p++;
-        else if (*p == '"') return p + 1;
+        if (*p == '\\')
+            p++;
+        else if (*p == '"')
+            return p + 1;
     }
     return end;
 }

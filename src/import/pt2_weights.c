@@ -8,23 +8,42 @@
 
 bool pt2_dtype(int scalar_type, dtype *out) {
     switch (scalar_type) {
-    case 4: *out = DT_I32; return true;
-    case 5: *out = DT_I64; return true;
-    case 6: *out = DT_F16; return true;
-    case 7: *out = DT_F32; return true;
-    case 8: *out = DT_F64; return true;
-    case 12: *out = DT_BOOL; return true;
-    case 13: *out = DT_BF16; return true;
-    default: return false;
+    case 4:
+        *out = DT_I32;
+        return true;
+    case 5:
+        *out = DT_I64;
+        return true;
+    case 6:
+        *out = DT_F16;
+        return true;
+    case 7:
+        *out = DT_F32;
+        return true;
+    case 8:
+        *out = DT_F64;
+        return true;
+    case 12:
+        *out = DT_BOOL;
+        return true;
+    case 13:
+        *out = DT_BF16;
+        return true;
+    default:
+        return false;
     }
 }
 
 const char *pt2_dtype_name(int t) {
-    static const char *const names[] = {"unknown", "uint8",     "int8",      "int16",      "int32", "int64", "float16",
-                                        "float32", "float64",   "complex32", "complex64",  "complex128", "bool",
-                                        "bfloat16"};
+    static const char *const names[] = {"unknown",   "uint8",      "int8",    "int16",   "int32",
+                                        "int64",     "float16",    "float32", "float64", "complex32",
+                                        "complex64", "complex128", "bool",    "bfloat16"};
     if (t >= 0 && t < (int)(sizeof names / sizeof *names)) return names[t];
-    return t == 28 ? "uint16" : t >= 29 && t <= 33 ? "an 8-bit float" : t == 34 ? "uint32" : t == 35 ? "uint64" : "unknown";
+    return t == 28              ? "uint16"
+           : t >= 29 && t <= 33 ? "an 8-bit float"
+           : t == 34            ? "uint32"
+           : t == 35            ? "uint64"
+                                : "unknown";
 }
 
 static sp_status int_list(const pt2_reader *r, const json_t *o, const char *key, int64_t **out, int *n) {
@@ -80,7 +99,8 @@ static sp_status read_weight(pt2 *p, pt2_reader *r, const char *folder, const js
     w->is_param = json_is_true(json_object_get(o, "is_param"));
     const char *name = arena_printf(r->a, "data/%s/%s", folder, file);
     w->entry = ziparc_find(p->zip, name);
-    CHECK(w->entry >= 0, "%s: the archive has no entry %s for weight %s; export or copy it again", r->path, name, w->fqn);
+    CHECK(w->entry >= 0, "%s: the archive has no entry %s for weight %s; export or copy it again", r->path, name,
+          w->fqn);
     dtype dt;
     int64_t numel, bytes, have = ziparc_size(p->zip, w->entry);
     bool known = pt2_dtype(w->scalar_type, &dt);
@@ -107,7 +127,8 @@ static int find_tied(pt2_reader *r, strmap *seen, const pt2_weight *w, int i) {
 
 typedef VEC(pt2_weight) weight_vec;
 
-static sp_status read_config(pt2 *p, pt2_reader *r, const char *folder, const char *entry, strmap *seen, weight_vec *list) {
+static sp_status read_config(pt2 *p, pt2_reader *r, const char *folder, const char *entry, strmap *seen,
+                             weight_vec *list) {
     int i = ziparc_find(p->zip, entry);
     if (i < 0) return SP_OK; /* a model without constants may leave the file out */
     json_t *root, *config, *v;
@@ -138,7 +159,8 @@ sp_status pt2_read_weights(pt2 *p, pt2_reader *r, const char *name) {
     strmap *seen = strmap_new(r->a);
     p->weight_index = strmap_new(r->a);
     TRY(read_config(p, r, "weights", arena_printf(r->a, "data/weights/%s_weights_config.json", name), seen, &list));
-    TRY(read_config(p, r, "constants", arena_printf(r->a, "data/constants/%s_constants_config.json", name), seen, &list));
+    TRY(read_config(p, r, "constants", arena_printf(r->a, "data/constants/%s_constants_config.json", name), seen,
+                    &list));
     p->weights = list.data, p->n_weights = list.n;
     return SP_OK;
 }

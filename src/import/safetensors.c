@@ -1,8 +1,8 @@
 /* safetensors.c - the reader. See safetensors.h.
  *
  * Each shard is mapped; its header is parsed with jansson after its length has been checked against the file.
- * Tensors are sorted by offset and must tile the data exactly, which excludes overlaps, holes and ranges past the end in
- * one pass.
+ * Tensors are sorted by offset and must tile the data exactly, which excludes overlaps, holes and ranges past the end
+ * in one pass.
  */
 #include "import/safetensors.h"
 
@@ -40,12 +40,12 @@ static const struct {
     bool known;
     dtype type;
 } types[] = {
-    {"F32", 32, true, DT_F32},   {"F64", 64, true, DT_F64}, {"BF16", 16, true, DT_BF16}, {"F16", 16, true, DT_F16},
-    {"I64", 64, true, DT_I64},   {"I32", 32, true, DT_I32}, {"BOOL", 8, true, DT_BOOL},  {"U8", 8, false, 0},
-    {"I8", 8, false, 0},         {"I16", 16, false, 0},     {"U16", 16, false, 0},       {"U32", 32, false, 0},
-    {"U64", 64, false, 0},       {"F8_E4M3", 8, false, 0},  {"F8_E5M2", 8, false, 0},    {"F8_E8M0", 8, false, 0},
-    {"F8_E4M3FNUZ", 8, false, 0}, {"F8_E5M2FNUZ", 8, false, 0}, {"C64", 64, false, 0},    {"F4", 4, false, 0},
-    {"F6_E2M3", 6, false, 0},    {"F6_E3M2", 6, false, 0},
+    {"F32", 32, true, DT_F32},    {"F64", 64, true, DT_F64},    {"BF16", 16, true, DT_BF16}, {"F16", 16, true, DT_F16},
+    {"I64", 64, true, DT_I64},    {"I32", 32, true, DT_I32},    {"BOOL", 8, true, DT_BOOL},  {"U8", 8, false, 0},
+    {"I8", 8, false, 0},          {"I16", 16, false, 0},        {"U16", 16, false, 0},       {"U32", 32, false, 0},
+    {"U64", 64, false, 0},        {"F8_E4M3", 8, false, 0},     {"F8_E5M2", 8, false, 0},    {"F8_E8M0", 8, false, 0},
+    {"F8_E4M3FNUZ", 8, false, 0}, {"F8_E5M2FNUZ", 8, false, 0}, {"C64", 64, false, 0},       {"F4", 4, false, 0},
+    {"F6_E2M3", 6, false, 0},     {"F6_E3M2", 6, false, 0},
 };
 
 const char *st_type_name(dtype t) {
@@ -87,7 +87,8 @@ static sp_status read_tensor(st_file *f, const shard *s, const char *name, const
             bits = types[i].bits, t->known = types[i].known, t->type = types[i].type, t->type_name = types[i].name;
         }
     CHECK(bits, "%s: tensor %s has the unknown type %.20s", s->path, name, type);
-    CHECK(json_array_size(shape) <= ST_MAX_DIMS, "%s: tensor %s has more than %d dimensions", s->path, name, ST_MAX_DIMS);
+    CHECK(json_array_size(shape) <= ST_MAX_DIMS, "%s: tensor %s has more than %d dimensions", s->path, name,
+          ST_MAX_DIMS);
     t->ndim = (int)json_array_size(shape);
     int64_t n = 1;
     for (int i = 0; i < t->ndim; i++) {
@@ -100,8 +101,8 @@ static sp_status read_tensor(st_file *f, const shard *s, const char *name, const
     int64_t lo = json_integer_value(b), hi = json_integer_value(e), room = s->len - begin_of_data;
     if (!json_is_integer(b) || !json_is_integer(e) || lo < 0 || hi < lo || hi > room)
         DAMAGED(s, "a tensor lies outside the file: truncated?");
-    CHECK(hi - lo == n / 8, "%s: tensor %s has %lld bytes but its shape and type need %lld; copy the file again", s->path,
-          name, (long long)(hi - lo), (long long)(n / 8));
+    CHECK(hi - lo == n / 8, "%s: tensor %s has %lld bytes but its shape and type need %lld; copy the file again",
+          s->path, name, (long long)(hi - lo), (long long)(n / 8));
     t->bytes = hi - lo;
     t->data = t->bytes ? s->map + begin_of_data + lo : NULL;
     *begin = lo;
@@ -166,7 +167,8 @@ static sp_status read_shard(st_file *f, const char *path) {
     json_error_t err;
     json_t *root = json_loadb((const char *)s.map + 8, (size_t)n, JSON_REJECT_DUPLICATES, &err);
     CHECK(root, "%s: damaged safetensors file (%s); copy it again", path, err.text);
-    status = json_is_object(root) ? read_entries(f, &s, root, 8 + (int64_t)n) : err_set("%s: damaged safetensors file", path);
+    status = json_is_object(root) ? read_entries(f, &s, root, 8 + (int64_t)n)
+                                  : err_set("%s: damaged safetensors file", path);
     json_decref(root);
     return status;
 }
@@ -191,7 +193,8 @@ static sp_status read_index(st_file *f, const char *path) {
         const char *file = json_string_value(v);
         if (s != SP_OK) break;
         if (!file || !*file || strchr(file, '/') || !strcmp(file, "..")) {
-            s = err_set("%s: weight %s is in the file \"%.80s\", which is not a plain file name", path, key, file ? file : "");
+            s = err_set("%s: weight %s is in the file \"%.80s\", which is not a plain file name", path, key,
+                        file ? file : "");
         } else if (!strmap_get(seen, file, NULL)) {
             strmap_put(seen, file, 1);
             s = read_shard(f, arena_printf(f->a, "%.*s%s", dir, path, file));
@@ -238,10 +241,14 @@ sp_status st_open(const char *path, st_file **out) {
     *out = NULL;
     struct stat st;
     sp_status s;
-    if (stat(path, &st) != 0) s = err_set("cannot open %s: %s", path, strerror(errno));
-    else if (S_ISDIR(st.st_mode)) s = open_folder(f, path);
-    else if (ends_with(path, ".index.json")) s = read_index(f, path);
-    else s = read_shard(f, path);
+    if (stat(path, &st) != 0)
+        s = err_set("cannot open %s: %s", path, strerror(errno));
+    else if (S_ISDIR(st.st_mode))
+        s = open_folder(f, path);
+    else if (ends_with(path, ".index.json"))
+        s = read_index(f, path);
+    else
+        s = read_shard(f, path);
     if (s != SP_OK) {
         st_close(f);
         return SP_FAIL;

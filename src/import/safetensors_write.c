@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct slot {
@@ -67,9 +68,12 @@ static int by_width_then_name(const void *x, const void *y) {
 static void json_text(buf *b, const char *s) {
     buf_write(b, "\"", 1);
     for (; *s; s++) {
-        if (*s == '"' || *s == '\\') buf_printf(b, "\\%c", *s);
-        else if ((unsigned char)*s < 0x20) buf_printf(b, "\\u%04x", *s);
-        else buf_write(b, s, 1);
+        if (*s == '"' || *s == '\\')
+            buf_printf(b, "\\%c", *s);
+        else if ((unsigned char)*s < 0x20)
+            buf_printf(b, "\\u%04x", *s);
+        else
+            buf_write(b, s, 1);
     }
     buf_write(b, "\"", 1);
 }
@@ -151,13 +155,19 @@ sp_status st_writer_write(st_writer *w, int tensor, const void *data, int64_t by
     return SP_OK;
 }
 
+/* Removes what was begun; only a regular file: the path may be a device. */
+static void remove_file(const char *path) {
+    struct stat st;
+    if (lstat(path, &st) == 0 && S_ISREG(st.st_mode)) unlink(path);
+}
+
 sp_status st_writer_end(st_writer *w) {
     while (w->next < w->t.n && w->done == w->order[w->next].bytes) w->next++, w->done = 0;
     ASSERT(w->next == w->t.n);
     sp_status s = fsync(w->fd) == 0 ? SP_OK : err_set("cannot write %s: %s", w->path, strerror(errno));
     if (close(w->fd) != 0 && s == SP_OK) s = err_set("cannot write %s: %s", w->path, strerror(errno));
     w->fd = -1;
-    if (s != SP_OK) unlink(w->path);
+    if (s != SP_OK) remove_file(w->path);
     arena_free(w->a);
     return s;
 }
@@ -166,7 +176,7 @@ void st_writer_abandon(st_writer *w) {
     if (!w) return;
     if (w->fd >= 0) {
         close(w->fd);
-        unlink(w->path);
+        remove_file(w->path);
     }
     arena_free(w->a);
 }

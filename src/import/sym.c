@@ -27,13 +27,14 @@ static const struct {
     sym_op op;
     int lo, hi; /* number of arguments */
 } functions[] = {
-    {"Add", SYM_ADD, 1, MAX_TERMS},  {"Mul", SYM_MUL, 1, MAX_TERMS}, {"Pow", SYM_POW, 2, 2},
+    {"Add", SYM_ADD, 1, MAX_TERMS},  {"Mul", SYM_MUL, 1, MAX_TERMS},   {"Pow", SYM_POW, 2, 2},
     {"PowByNatural", SYM_POW, 2, 2}, {"FloorDiv", SYM_FLOORDIV, 2, 2}, {"CleanDiv", SYM_FLOORDIV, 2, 2},
-    {"CeilDiv", SYM_CEILDIV, 2, 2},  {"Mod", SYM_MOD, 2, 2},         {"PythonMod", SYM_MOD, 2, 2},
-    {"Max", SYM_MAX, 1, MAX_TERMS},  {"Min", SYM_MIN, 1, MAX_TERMS}, {"Identity", SYM_ADD, 1, 1},
+    {"CeilDiv", SYM_CEILDIV, 2, 2},  {"Mod", SYM_MOD, 2, 2},           {"PythonMod", SYM_MOD, 2, 2},
+    {"Max", SYM_MAX, 1, MAX_TERMS},  {"Min", SYM_MIN, 1, MAX_TERMS},   {"Identity", SYM_ADD, 1, 1},
 };
 
-#define BAD(s, what) FAIL("bad size expression \"%.120s\" at column %d: %s", (s)->text, (int)((s)->p - (s)->text) + 1, what)
+#define BAD(s, what)                                                                                                   \
+    FAIL("bad size expression \"%.120s\" at column %d: %s", (s)->text, (int)((s)->p - (s)->text) + 1, what)
 
 static void space(parser *s) {
     while (*s->p == ' ') s->p++;
@@ -195,10 +196,16 @@ static int64_t floor_div(int64_t x, int64_t y) {
 
 static bool apply(sym_op op, int64_t x, int64_t y, int64_t *r) {
     switch (op) {
-    case SYM_ADD: return !__builtin_add_overflow(x, y, r);
-    case SYM_MUL: return !__builtin_mul_overflow(x, y, r);
-    case SYM_MAX: *r = max64(x, y); return true;
-    case SYM_MIN: *r = min64(x, y); return true;
+    case SYM_ADD:
+        return !__builtin_add_overflow(x, y, r);
+    case SYM_MUL:
+        return !__builtin_mul_overflow(x, y, r);
+    case SYM_MAX:
+        *r = max64(x, y);
+        return true;
+    case SYM_MIN:
+        *r = min64(x, y);
+        return true;
     case SYM_FLOORDIV:
     case SYM_CEILDIV:
     case SYM_MOD:
@@ -212,7 +219,8 @@ static bool apply(sym_op op, int64_t x, int64_t y, int64_t *r) {
         for (*r = 1; y > 0; y--)
             if (__builtin_mul_overflow(*r, x, r)) return false;
         return true;
-    default: return false;
+    default:
+        return false;
     }
 }
 

@@ -106,8 +106,8 @@ static sp_status from_safetensors(const wt_source *s, const pt2_weight *w, const
     for (int i = 0; same && i < w->ndim; i++) same = t->size[i] == w->size[i];
     CHECK(same, "weight %s has the shape %s in %s but %s in the exported model", t->name, have, st_path(s->st), want);
     CHECK(t->known && t->type == out->type,
-          "weight %s is %s in %s but %s in the exported model; export the model with that type, or convert the file", t->name,
-          t->type_name, st_path(s->st), st_type_name(out->type));
+          "weight %s is %s in %s but %s in the exported model; export the model with that type, or convert the file",
+          t->name, t->type_name, st_path(s->st), st_type_name(out->type));
     int64_t run = 1;
     for (int i = t->ndim - 1; i >= 0; i--) out->stride[i] = run, run *= t->size[i];
     out->stored = t->name, out->file = st_path(s->st);
@@ -141,7 +141,8 @@ sp_status wt_find(wt_source *s, const char *fqn, wt_tensor *out) {
         TRY(from_safetensors(s, w, t, out));
     } else {
         CHECK(!s->st || !w->is_param, "weight %s is not in %s", fqn, st_path(s->st));
-        CHECK(!w->absent, "%s was exported without weights: it has none for %s; give their file or folder with --weights",
+        CHECK(!w->absent,
+              "%s was exported without weights: it has none for %s; give their file or folder with --weights",
               s->p->path, fqn);
         TRY(from_archive(s, w, out));
     }

@@ -66,8 +66,9 @@ static uint32_t crc32_of(const uint8_t *p, int64_t n) {
     uint32_t c = 0xFFFFFFFFu;
     for (; n >= 8; n -= 8, p += 8) {
         uint32_t lo = u32(p) ^ c, hi = u32(p + 4);
-        c = crc_table[7][lo & 255] ^ crc_table[6][lo >> 8 & 255] ^ crc_table[5][lo >> 16 & 255] ^ crc_table[4][lo >> 24] ^
-            crc_table[3][hi & 255] ^ crc_table[2][hi >> 8 & 255] ^ crc_table[1][hi >> 16 & 255] ^ crc_table[0][hi >> 24];
+        c = crc_table[7][lo & 255] ^ crc_table[6][lo >> 8 & 255] ^ crc_table[5][lo >> 16 & 255] ^
+            crc_table[4][lo >> 24] ^ crc_table[3][hi & 255] ^ crc_table[2][hi >> 8 & 255] ^
+            crc_table[1][hi >> 16 & 255] ^ crc_table[0][hi >> 24];
     }
     for (; n > 0; n--, p++) c = crc_table[0][(c ^ *p) & 255] ^ (c >> 8);
     return ~c;
