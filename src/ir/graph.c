@@ -334,6 +334,7 @@ ir_graph *ir_dce(const ir_graph *g) {
     }
     ir_graph *out = ir_new(g->a, g->name);
     out->mesh = g->mesh;
+    out->broken_op = g->broken_op;
     out->seq = g->seq;
     out->seq_valid = g->seq_valid;
     for (int i = 0; i < g->nodes.n; i++)

@@ -136,6 +136,7 @@ struct ir_graph {
     VEC(ir_value) values;
     VEC(ir_output) outputs;
     VEC(dim_expr) exprs;
+    int broken_op;         /* tests only: 1 + an op whose partial sums are passed off as replicated; 0: none */
     ir_dim seq, seq_valid; /* bound extents: S padded to the mesh, and the user's S; 0 before bind */
 };
 

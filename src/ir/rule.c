@@ -363,7 +363,7 @@ static sp_status infer_axis(const ir_graph *g, const ir_node *n, const ir_rule *
                       i, g->mesh.axis[axis].size, aname);
             }
     for (int o = 0; o < n->nout; o++) {
-        out[o].axis[axis].kind = LAYOUT_PARTIAL;
+        out[o].axis[axis].kind = g->broken_op == (int)n->op + 1 ? LAYOUT_REPL : LAYOUT_PARTIAL;
         for (int d = 0; d < ir_typeof(g, n->out[o])->rank; d++)
             if (r->out[o][d] == factor) out[o].axis[axis] = layout_shard(d, outer);
         ASSERT(out[o].axis[axis].kind == LAYOUT_SHARD || r->kind[factor] == FACTOR_SUM);

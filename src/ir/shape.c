@@ -133,9 +133,13 @@ sp_status shape_pad(ir_graph *g, const ir_node *n, const ir_type *given, ir_type
     (void)given;
     int64_t dim = ir_int(n, "dim", -1), lo = ir_int(n, "lo", 0), hi = ir_int(n, "hi", 0);
     TRY(check_dim_attr(n, IN(0), dim));
-    CHECK(lo >= 0 && hi >= 0, "pad: negative padding");
+    int64_t step = ir_int(n, "step", 1);
+    CHECK(lo >= 0 && hi >= 0 && step >= 1 && lo < INT32_MAX && hi < INT32_MAX && step < INT32_MAX,
+          "pad: lo=%lld hi=%lld step=%lld", (long long)lo, (long long)hi, (long long)step);
     out[0] = *IN(0);
-    out[0].dim[dim] = dim_add(g, IN(0)->dim[dim], dim_const(g, lo + hi));
+    ir_dim len = IN(0)->dim[dim]; /* (len - 1) * step + 1 when spread out */
+    if (step > 1) len = dim_add(g, dim_mul(g, dim_sub(g, len, 1), step), 1);
+    out[0].dim[dim] = dim_add(g, len, dim_const(g, lo + hi));
     return SP_OK;
 }
 

@@ -1,0 +1,155 @@
+/* bind.c - symbols become numbers, and the sequence is padded to the mesh.
+ *
+ *   before  %1 = input {name="input_ids", seq=1} : i64[B,S]         (B=2, S=9, 8 ranks)
+ *   after   %1 = input {name="input_ids", seq=1} : i64[2,16]        graph: seq(9/16)
+ *
+ * S is replaced by the next multiple of the sequence axis, so that every later pass sees even cuts. The padding rows
+ * are inert: the runtime gives them token 0 and the ignored label, `xent` gives those no loss, and attention hides
+ * keys past the user's S (`kv_valid`). Where a graph would let padding into a number - a sum or a softmax over the
+ * sequence that is not masked by labels - the length is refused by name rather than computed wrongly.
+ *
+ * Requires: an imported or parsed graph. Keeps: node order. After it no size is symbolic.
+ */
+#include "pass/pass.h"
+
+typedef struct env {
+    int64_t batch, seq;
+} env;
+
+static bool lookup(void *ctx, const char *name, int64_t *v) {
+    const env *e = ctx;
+    if (strcmp(name, "B") == 0)
+        *v = e->batch;
+    else if (strcmp(name, "S") == 0)
+        *v = e->seq;
+    else
+        return false;
+    return true;
+}
+
+static sp_status bind_type(const ir_graph *g, ir_type *t, env *e) {
+    int64_t n = 1;
+    for (int i = 0; i < t->rank; i++) {
+        int64_t v;
+        TRY(dim_eval(g, t->dim[i], lookup, e, &v));
+        CHECK(v >= 0, "a size of the model is %lld at B=%lld, S=%lld", (long long)v, (long long)e->batch,
+              (long long)e->seq);
+        t->dim[i] = v;
+        CHECK(mul_ok(n, v, &n) && n < INT64_MAX / 16, "a tensor of the model has more than 2^59 elements");
+    }
+    return SP_OK;
+}
+
+static bool mentions_seq(const ir_graph *g, ir_val v, int dim) {
+    return dim_mentions(g, ir_typeof(g, v)->dim[dim], "S");
+}
+
+/* Is the value zero on padding rows? True for per-row losses and label counts, and what keeps zeros. */
+static bool zero_at_padding(const ir_graph *g, ir_val v) {
+    const ir_node *n = ir_def(g, v);
+    switch (n->op) {
+    case OP_xent:
+        return g->values.data[v].index == 0;
+    case OP_ne:
+        return true; /* label != ignore is false on padding; the operands are checked by their use in xent */
+    case OP_reshape:
+    case OP_permute:
+    case OP_slice:
+    case OP_cast:
+    case OP_neg:
+    case OP_expand:
+    case OP_copy:
+    case OP_sum:
+        return zero_at_padding(g, n->in[0]);
+    case OP_mul:
+    case OP_and:
+        return zero_at_padding(g, n->in[0]) || zero_at_padding(g, n->in[1]);
+    case OP_div:
+        return zero_at_padding(g, n->in[0]);
+    default:
+        return false;
+    }
+}
+
+/* Ops that would mix padding into real rows. Index arithmetic (i64, bool) only feeds positions and masks. */
+static sp_status check_padding(const ir_graph *g, const ir_node *n, int64_t seq, int ranks) {
+    const ir_dim *dims;
+    int k = 0;
+    bool crosses = false;
+    if (n->op == OP_sum || n->op == OP_rmax) {
+        k = ir_dims(n, "dims", &dims);
+        for (int i = 0; i < k; i++) crosses |= mentions_seq(g, n->in[0], (int)dims[i]);
+        if (n->op == OP_sum && zero_at_padding(g, n->in[0])) crosses = false;
+    } else if (n->op == OP_dot) {
+        k = ir_dims(n, "lc", &dims);
+        for (int i = 0; i < k; i++) crosses |= mentions_seq(g, n->in[0], (int)dims[i]);
+    } else if (n->op == OP_softmax) {
+        crosses = mentions_seq(g, n->in[0], (int)ir_int(n, "dim", 0));
+    }
+    if (n->nin && !dtype_is_float(ir_typeof(g, n->in[0])->t)) crosses = false;
+    CHECK(!crosses,
+          "a sequence of %lld must be padded for %d ranks, but %s%s%s reduces over the sequence where padding would "
+          "count; take a multiple of %d",
+          (long long)seq, ranks, op_table[n->op].name, n->src ? " at " : "", n->src ? n->src : "", ranks);
+    return SP_OK;
+}
+
+sp_status pass_bind(const ir_graph *g, const pass_options *o, ir_graph **out) {
+    CHECK(o->batch >= 1, "a batch of %lld sequences; at least 1", (long long)o->batch);
+    CHECK(o->seq >= 1, "a sequence of %lld tokens; at least 1", (long long)o->seq);
+    CHECK(o->ranks <= o->seq, "%d ranks for a sequence of %lld tokens; at most one rank a token", o->ranks,
+          (long long)o->seq);
+    env padded = {o->batch, round_up(o->seq, o->ranks)}, real = {o->batch, o->seq};
+    bool pads = padded.seq != real.seq;
+    ir_graph *h = ir_new(g->a, g->name);
+    h->seq = padded.seq;
+    h->seq_valid = o->seq;
+    ir_val *map = ARENA_ARRAY(g->a, ir_val, g->values.n);
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        if (pads) TRY(check_padding(g, n, o->seq, o->ranks));
+        ir_type types[IR_MAX_OUT];
+        for (int k = 0; k < n->nout; k++) {
+            types[k] = *ir_typeof(g, n->out[k]);
+            TRY_NOTE(bind_type(g, &types[k], &padded), "%s%s%s", op_table[n->op].name, n->src ? " at " : "",
+                     n->src ? n->src : "");
+        }
+        ir_attr *attr = arena_memdup(g->a, n->attr, sizeof *attr * (size_t)n->nattr);
+        int nattr = n->nattr;
+        ir_op op = n->op;
+        for (int k = 0; k < nattr; k++) {
+            if (attr[k].kind != ATTR_DIMS) continue;
+            attr[k].dims = arena_memdup(g->a, attr[k].dims, sizeof *attr[k].dims * (size_t)attr[k].n);
+            for (int d = 0; d < attr[k].n; d++) {
+                int64_t v;
+                TRY(dim_eval(g, attr[k].dims[d], lookup, op == OP_dimval ? &real : &padded, &v));
+                attr[k].dims[d] = dim_const(h, v);
+            }
+        }
+        if (op == OP_dimval) { /* a size used as a number is the user's, not the padded one */
+            int64_t v;
+            dim_value(h, attr[0].dims[0], &v);
+            double *value = ARENA_NEW(g->a, double);
+            *value = (double)v;
+            attr[0] = A_DATA("data", 1, value);
+            nattr = 1;
+            op = OP_const;
+        }
+        ir_val in[64], first = -1, *ins = n->nin <= 64 ? in : ARENA_ARRAY(g->a, ir_val, n->nin);
+        for (int k = 0; k < n->nin; k++) ins[k] = map[n->in[k]];
+        TRY_NOTE(
+            ir_emit_region(h, op, ins, n->nin, attr, nattr, n->nout ? types : NULL, n->nout, NULL, n->region, &first),
+            "at B=%lld, S=%lld%s%s", (long long)o->batch, (long long)o->seq, n->src ? ", " : "", n->src ? n->src : "");
+        ir_node *made = &h->nodes.data[h->nodes.n - 1];
+        made->src = n->src;
+        made->tag = n->tag;
+        for (int k = 0; k < n->nout; k++) {
+            map[n->out[k]] = first + k;
+            h->values.data[first + k].name = g->values.data[n->out[k]].name;
+        }
+        if (pads && op == OP_attention && mentions_seq(g, n->in[1], 1)) ir_set_attr(h, made, A_I("kv_valid", o->seq));
+    }
+    for (int i = 0; i < g->outputs.n; i++) ir_set_output(h, g->outputs.data[i].name, map[g->outputs.data[i].value]);
+    *out = h;
+    return SP_OK;
+}

@@ -1,0 +1,133 @@
+/* diff.c - the forward graph becomes the joint graph: forward, backward, and one accumulation per gradient.
+ *
+ *   before  loss = div(num, den)
+ *   after   ... forward ...
+ *           %d = input {name="inv_count"} : f32[]      1 / the labels counted over all microbatches and ranks
+ *           ... backward, newest node first ...
+ *           accum(%dw) {param="w"}                     adds to w's gradient; a partial sum stays one until the step
+ * ends return loss_sum=num, count=den
+ *
+ * Reverse mode over the SSA list. Contributions to a value are added in the order in which its uses appear backward, so
+ * the order of a gradient's sum is fixed by the graph. A parameter's contributions are accumulated one by one as they
+ * appear (tied weights: several), which frees each at once and lets a product accumulate in place. The loss is
+ * split into one sum over one count: with the cotangent of the sum being 1/count of the whole step, microbatches and
+ * ranks may each count as many labels as they like.
+ *
+ * Requires: bound; sharded or not. Keeps: the forward nodes and their order. Nodes get tag 0 (forward) or 1 (backward).
+ */
+#include "pass/grad.h"
+#include "pass/pass.h"
+
+typedef struct differ {
+    ir_graph *g;
+    arena *a;
+    bool *need;  /* by value: depends on a trained parameter and is a float */
+    ir_val *cot; /* by forward value: the cotangent so far, -1 none */
+} differ;
+
+/* The denominator of the loss, or -1 when the loss is not a quotient by something untrained. Looks through what does
+ * not change a scalar. */
+static void split_loss(const ir_graph *g, const bool *need, ir_val loss, ir_val *num, ir_val *den) {
+    *num = loss;
+    *den = -1;
+    for (ir_val v = loss;;) {
+        const ir_node *n = ir_def(g, v);
+        switch (n->op) {
+        case OP_reshape:
+        case OP_cast:
+        case OP_all_reduce:
+        case OP_copy:
+            v = n->in[0];
+            continue;
+        case OP_div:
+            if (need[n->in[1]]) return;
+            *num = n->in[0];
+            *den = n->in[1];
+            return;
+        default:
+            return;
+        }
+    }
+}
+
+static sp_status accumulate(differ *d, ir_val param, ir_val dv) {
+    const char *name = ir_str(ir_def(d->g, param), "name");
+    const ir_type *t = ir_typeof(d->g, param);
+    CHECK(ir_typeof(d->g, dv)->rank == t->rank, "parameter '%s': a gradient of another rank", name);
+    return ir_emit(d->g, OP_accum, &dv, 1, ATTRS(A_S("param", name)), NULL, NULL, NULL);
+}
+
+static sp_status add_cotangent(differ *d, ir_val v, ir_val dv) {
+    if (ir_opof(d->g, v) == OP_param) return accumulate(d, v, dv);
+    if (d->cot[v] < 0) {
+        d->cot[v] = dv;
+        return SP_OK;
+    }
+    ir_val a = d->cot[v];
+    if (!ir_layout_equal(d->g, ir_layoutof(d->g, a), ir_layoutof(d->g, dv))) { /* replicated + partial */
+        a = grad_reduced(d->g, a);
+        dv = grad_reduced(d->g, dv);
+    }
+    d->cot[v] = ir_op2(d->g, OP_add, a, dv, NO_ATTRS);
+    return SP_OK;
+}
+
+static sp_status backward(differ *d, int i) {
+    ir_node n = d->g->nodes.data[i]; /* a copy: the list grows */
+    ir_val dout[IR_MAX_OUT], *din = ARENA_ARRAY(d->a, ir_val, n.nin);
+    bool *need = ARENA_ARRAY(d->a, bool, n.nin), any_out = false, any_in = false;
+    for (int k = 0; k < n.nout; k++) {
+        dout[k] = d->cot[n.out[k]];
+        any_out |= dout[k] >= 0;
+    }
+    for (int k = 0; k < n.nin; k++) {
+        need[k] = d->need[n.in[k]];
+        din[k] = -1;
+        any_in |= need[k];
+    }
+    if (!any_out || !any_in || n.op == OP_stop_grad) return SP_OK;
+    TRY(grad_of(n.op)(d->g, &n, dout, need, din));
+    for (int k = 0; k < n.nin; k++)
+        if (need[k]) {
+            ASSERT(din[k] >= 0);
+            TRY(add_cotangent(d, n.in[k], din[k]));
+        }
+    return SP_OK;
+}
+
+sp_status pass_diff(const ir_graph *forward, ir_graph **out) {
+    ir_graph *g = ir_dce(forward);
+    int nodes = g->nodes.n, values = g->values.n;
+    differ d = {.g = g, .a = g->a};
+    d.need = ARENA_ARRAY(d.a, bool, values);
+    d.cot = ARENA_ARRAY(d.a, ir_val, values);
+    memset(d.cot, -1, sizeof *d.cot * (size_t)values);
+    int trained = 0;
+    for (int i = 0; i < nodes; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        bool need = n->op == OP_param && ir_int(n, "grad", 0);
+        trained += need;
+        for (int k = 0; k < n->nin; k++) need |= d.need[n->in[k]];
+        if (n->op == OP_stop_grad) need = false;
+        for (int k = 0; k < n->nout; k++) d.need[n->out[k]] = need && dtype_is_float(ir_typeof(g, n->out[k])->t);
+    }
+    ir_val loss = ir_find_output(g, "loss"), num, den;
+    CHECK(loss >= 0, "the graph has no output 'loss'");
+    CHECK(ir_typeof(g, loss)->rank == 0 && dtype_is_float(ir_typeof(g, loss)->t),
+          "the output 'loss' is not one floating-point number; return only the loss from the exported module");
+    CHECK(trained > 0, "no parameter is trained: the graph has none with requires_grad");
+    CHECK(d.need[loss], "the loss does not depend on any trained parameter");
+    split_loss(g, d.need, loss, &num, &den);
+    ir_type scalar = {.t = ir_typeof(g, num)->t};
+    if (den < 0) den = ir_scalar(g, scalar.t, 1);
+    den = grad_reduced(g, den);
+    ir_val inv = ir_op0(g, OP_input, &scalar, ATTRS(A_S("name", "inv_count")));
+    d.cot[num] = ir_reshape(g, inv, ir_typeof(g, num)->rank, ir_typeof(g, num)->dim);
+    for (int i = nodes - 1; i >= 0; i--) TRY(backward(&d, i));
+    for (int i = nodes; i < g->nodes.n; i++) g->nodes.data[i].tag = 1;
+    g->outputs.n = 0;
+    ir_set_output(g, "loss_sum", ir_reshape(g, num, 0, NULL));
+    ir_set_output(g, "count", ir_reshape(g, den, 0, NULL));
+    *out = ir_dce(g);
+    return SP_OK;
+}
