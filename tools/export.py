@@ -126,8 +126,8 @@ def fake_parameters(mode):
 
 # ------------------------------------------------------------------------------------------------------------ the export
 
-def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefix="", dynamic=True, fake_mode=None,
-                extra_files=None, strip=False):
+def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefix="", dynamic=True, max_seq=None,
+                fake_mode=None, extra_files=None, strip=False):
     """Exports `module`, whose forward returns the mean loss, to the archive `path`; returns the ExportedProgram.
 
     example_inputs  name -> int64 tensor (batch, sequence): `input_ids`, `labels`, and if the forward takes them
@@ -135,12 +135,13 @@ def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefi
     labels          "shifted" if the loader is to pass the next tokens, "same" if the module shifts by itself.
     weights_prefix  what to cut from parameter names to get the names of a safetensors checkpoint.
     dynamic         batch and sequence stay symbolic.
+    max_seq         the longest sequence, for a module with a table of that many positions.
     fake_mode       the mode that owns the parameters if they are fake (see fake_parameters).
     strip           drop source locations and compress the graph: a small file, but errors cannot name your lines.
     """
     for name in zero_dropout(module):
         say(f"export: dropout {name} set to 0")
-    dims = {0: torch.export.Dim("batch", min=1, max=1 << 20), 1: torch.export.Dim("seq", min=2, max=1 << 30)}
+    dims = {0: torch.export.Dim("batch", min=1, max=1 << 20), 1: torch.export.Dim("seq", min=2, max=max_seq or 1 << 30)}
     shapes = {name: dims for name in example_inputs} if dynamic else None
     if fake_mode is not None:
         example_inputs = {name: fake_mode.from_tensor(x) for name, x in example_inputs.items()}
@@ -255,6 +256,7 @@ def main():
     parser.add_argument("--position-ids", action="store_true", help="make position_ids an input of the graph")
     parser.add_argument("--batch", type=int, default=2, help="of the example (default 2)")
     parser.add_argument("--seq", type=int, default=32, help="of the example (default 32)")
+    parser.add_argument("--max-seq", type=int, help="longest sequence, where the model's code has a limit")
     parser.add_argument("--static", action="store_true", help="fix batch and sequence at the example's sizes")
     parser.add_argument("--strip", action="store_true", help="no source locations, compressed graph: a smaller file")
     args = parser.parse_args()
@@ -264,7 +266,8 @@ def main():
         parser.error(f"{args.model}: no such folder or config.json (models are not downloaded)")
     _, program = export_huggingface(args.model, args.output, weights=not args.no_weights, labels=args.labels,
                                     dtype=DTYPES.get(args.dtype), attn=args.attn, batch=args.batch, seq=args.seq,
-                                    position_ids=args.position_ids, dynamic=not args.static, strip=args.strip)
+                                    position_ids=args.position_ids, dynamic=not args.static, max_seq=args.max_seq,
+                                    strip=args.strip)
     count = sum(p.numel() for p in program.state_dict.values())
     say(f"export: wrote {args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB, {count / 1e6:.1f} M values, "
         f"{sum(1 for _ in program.graph.nodes)} nodes, labels {args.labels}" + (", no weights" if args.no_weights else ""))
