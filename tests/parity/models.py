@@ -357,20 +357,27 @@ class Documents(NanoGPT):
         return cross_entropy(self.lm_head(self.ln_f(x)), labels)
 
 
-class Lora(nn.Module):
-    """Frozen weights with low-rank adapters on q and v, as PEFT writes them."""
+class Adapter(nn.Module):
+    """A frozen linear layer plus a trained product of low rank."""
+
+    def __init__(self, base, rank=4, scale=2.0):
+        super().__init__()
+        self.base, self.scale = base, scale
+        self.lora_a = nn.Linear(base.in_features, rank, bias=False)
+        self.lora_b = nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.lora_b(self.lora_a(x)) * self.scale
+
+
+class Lora(NanoGPT):
+    """Frozen weights with adapters on the fused q, k, v, as PEFT arranges them."""
 
     def __init__(self):
         super().__init__()
-        self.base = NanoGPT()
-        self.base.requires_grad_(False)
-        self.a = nn.ParameterList(nn.Parameter(torch.randn(4, 32) / 6) for _ in self.base.h)
-        self.b = nn.ParameterList(nn.Parameter(torch.randn(96, 4) / 2) for _ in self.base.h)
-        for block, a, b in zip(self.base.h, self.a, self.b):
-            block.c_attn.register_forward_hook(lambda m, x, y, a=a, b=b: y + F.linear(F.linear(x[0], a), b) * 2.0)
-
-    def forward(self, input_ids, labels):
-        return self.base(input_ids, labels)
+        self.requires_grad_(False)
+        for block in self.h:
+            block.c_attn = Adapter(block.c_attn)
 
 
 PLAIN = {
