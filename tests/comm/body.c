@@ -53,40 +53,29 @@ static void store(void *p, int64_t i, dtype t, uint64_t seed, int rank, int64_t 
 
 /* The reduction of element `index` over ranks 0..size-1, in that order, into p[0]. */
 static void expect(void *p, dtype t, comm_reduce op, uint64_t seed, int size, int64_t index) {
-    double x64[1];
-    float x32[1];
-    uint16_t x16[1];
-    int64_t xi[1];
-    store(x64, 0, DT_F64, seed, 0, index);
-    store(x32, 0, DT_F32, seed, 0, index);
-    store(x16, 0, DT_BF16, seed, 0, index);
-    store(xi, 0, DT_I64, seed, 0, index);
-    double a64 = *x64;
-    volatile float a32 = *x32, a16 = bf16_value(*x16); /* volatile: rounded to f32 at every step */
-    uint64_t ai = (uint64_t)*xi;
-    for (int r = 1; r < size; r++) {
-        store(x64, 0, DT_F64, seed, r, index);
-        store(x32, 0, DT_F32, seed, r, index);
-        store(x16, 0, DT_BF16, seed, r, index);
-        store(xi, 0, DT_I64, seed, r, index);
-        if (op == COMM_SUM) {
-            a64 = a64 + *x64;
-            a32 = a32 + *x32;
-            a16 = a16 + bf16_value(*x16);
-            ai += (uint64_t)*xi;
+    union {
+        double f64;
+        float f32;
+        uint16_t bf16;
+        int64_t i64;
+    } x, sum = {.i64 = 0};
+    volatile float f = 0; /* volatile: rounded to f32 at every step */
+    for (int r = 0; r < size; r++) {
+        bool first = r == 0, max = op == COMM_MAX;
+        store(&x, 0, t, seed, r, index);
+        if (t == DT_F64) {
+            sum.f64 = first ? x.f64 : max ? fmax(sum.f64, x.f64) : sum.f64 + x.f64;
+        } else if (t == DT_I64) {
+            int64_t wrapped = (int64_t)((uint64_t)sum.i64 + (uint64_t)x.i64);
+            sum.i64 = first ? x.i64 : max ? max64(sum.i64, x.i64) : wrapped;
         } else {
-            a64 = fmax(a64, *x64);
-            a32 = fmaxf(a32, *x32);
-            a16 = fmaxf(a16, bf16_value(*x16));
-            if (*xi > (int64_t)ai) ai = (uint64_t)*xi;
+            float y = t == DT_F32 ? x.f32 : bf16_value(x.bf16);
+            f = first ? y : max ? fmaxf(f, y) : f + y;
         }
     }
-    uint16_t h = bf16_nearest(a16);
-    float f = a32;
-    if (t == DT_F64) memcpy(p, &a64, 8);
-    if (t == DT_F32) memcpy(p, &f, 4);
-    if (t == DT_BF16) memcpy(p, &h, 2);
-    if (t == DT_I64) memcpy(p, &ai, 8);
+    if (t == DT_F32) sum.f32 = f;
+    if (t == DT_BF16) sum.bf16 = bf16_nearest(f);
+    memcpy(p, &sum, (size_t)dtype_size(t));
 }
 
 static unsigned char byte_of(uint64_t seed, int from, int to, int64_t i) {
