@@ -15,12 +15,13 @@
  *    is a deadlock (of calls on different groups), seen by the last rank to block.
  * A body's return is itself a call on the world, COMM_RETURNED, so that a rank which leaves early is a mismatch.
  *
- * Waiting is a futex sleep, after a short spin when every rank has a core of its own.
+ * Waiting is a futex sleep, after a few polls (SPIN, YIELD).
  */
 #include "comm/backend.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -33,7 +34,13 @@ static unsigned generation(unsigned word) { return word / GENERATION_ONE; }
 /* The word after the last arrival: next generation, nobody arrived, alive. */
 static unsigned opened(unsigned word) { return (generation(word) + 1) * GENERATION_ONE; }
 
-enum { SPIN = 2000 /* about 2-4 us: more than a barrier takes, less than a sleep costs */, REASON_MAX = 1024 };
+enum {
+    REASON_MAX = 1024,
+    /* Polls before a wait sleeps. Pauses first (about 1 us), if every rank has a core; then offers of the core to
+     * whoever can use it, which is what lets more ranks than cores go on, at a third of the cost of sleeping. */
+    SPIN = 50,
+    YIELD = 20,
+};
 
 typedef struct loop_group loop_group;
 typedef struct loop_job loop_job;
@@ -81,20 +88,25 @@ struct loop_job {
 
 static void wake(atomic_uint *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0); }
 
+static void pause_core(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
 /* Returns the word once its generation is no longer `from`, or the dead bit is set. */
 static unsigned wait_change(const loop_job *job, atomic_uint *word, unsigned from) {
-    for (int i = 0; job->spin && i < SPIN; i++) {
+    for (int i = job->spin ? 0 : SPIN;; i++) {
         unsigned v = atomic_load_explicit(word, memory_order_acquire);
         if (generation(v) != from || v & DEAD) return v;
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-    }
-    for (;;) {
-        unsigned v = atomic_load_explicit(word, memory_order_acquire);
-        if (generation(v) != from || v & DEAD) return v;
-        /* Returns at once when the word changed since, be it by one more arrival. */
-        syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, v, NULL, NULL, 0);
+        if (i < SPIN)
+            pause_core();
+        else if (i < SPIN + YIELD)
+            sched_yield();
+        else /* returns at once when the word changed since, be it by one more arrival */
+            syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, v, NULL, NULL, 0);
     }
 }
 

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -288,13 +289,30 @@ static void bad_arguments_are_errors(void **state) {
     assert_int_equal(comm_loop_run(COMM_LOOP_MAX + 1, body_stats, NULL), SP_FAIL);
 }
 
+#ifndef AUTOSP_HAVE_MPI
+static void without_mpi(void **state) {
+    (void)state;
+    comm *world;
+    assert_int_equal(comm_mpi_init(&world), SP_FAIL);
+    expect_text("built without MPI");
+}
+#endif
+
 int main(void) {
+    alarm(300); /* a hang is a failure */
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(self_collectives),           cmocka_unit_test(loop_collectives),
-        cmocka_unit_test(reruns_are_bit_equal),       cmocka_unit_test(sums_in_rank_order),
-        cmocka_unit_test(a_failing_rank_ends_all),    cmocka_unit_test(failure_leaves_copies_alone),
-        cmocka_unit_test(different_calls_are_errors), cmocka_unit_test(deadlocks_are_errors),
+        cmocka_unit_test(self_collectives),
+        cmocka_unit_test(loop_collectives),
+        cmocka_unit_test(reruns_are_bit_equal),
+        cmocka_unit_test(sums_in_rank_order),
+        cmocka_unit_test(a_failing_rank_ends_all),
+        cmocka_unit_test(failure_leaves_copies_alone),
+        cmocka_unit_test(different_calls_are_errors),
+        cmocka_unit_test(deadlocks_are_errors),
         cmocka_unit_test(bad_arguments_are_errors),
+#ifndef AUTOSP_HAVE_MPI
+        cmocka_unit_test(without_mpi),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
