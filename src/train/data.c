@@ -6,6 +6,8 @@
  */
 #include "train/data.h"
 
+#include "import/safetensors.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -22,12 +24,20 @@ typedef struct token_file {
     int64_t count;
 } token_file;
 
+/* The columns of a safetensors file, each (N, S); NULL when the file lacks it. */
+typedef struct row_file {
+    const st_tensor *input_ids, *labels, *position_ids, *document_ids;
+    int64_t count; /* N */
+} row_file;
+
 struct train_data {
     char *path;
     train_data_options opt;
     void *map;
     size_t map_bytes;
     token_file tokens;
+    st_file *st; /* NULL: a token file */
+    row_file rows;
 };
 
 /* ---- opening ----------------------------------------------------------------------------------- */
@@ -113,15 +123,46 @@ static sp_status open_tokens(train_data *d) {
     return SP_OK;
 }
 
+/* Finds column `name`; it must have the shape of input_ids. */
+static sp_status find_column(const train_data *d, const char *name, const st_tensor **out) {
+    const st_tensor *t = *out = st_find(d->st, name), *ids = d->rows.input_ids;
+    if (!t) return SP_OK;
+    CHECK(t->known && (t->type == DT_I64 || t->type == DT_I32), "data file %s: %s is %s; it must be I64 or I32",
+          d->path, name, t->type_name);
+    CHECK(t->ndim == 2, "data file %s: %s has %d dimensions; it must have two, rows and tokens", d->path, name,
+          t->ndim);
+    CHECK(!ids || (t->size[0] == ids->size[0] && t->size[1] == ids->size[1]),
+          "data file %s: %s is (%lld, %lld) but input_ids is (%lld, %lld)", d->path, name, (long long)t->size[0],
+          (long long)t->size[1], (long long)ids->size[0], (long long)ids->size[1]);
+    return SP_OK;
+}
+
+static sp_status open_rows(train_data *d) {
+    TRY_NOTE(st_open(d->path, &d->st), "data file %s", d->path);
+    row_file *r = &d->rows;
+    TRY(find_column(d, "input_ids", &r->input_ids));
+    CHECK(r->input_ids, "data file %s holds no tensor input_ids", d->path);
+    TRY(find_column(d, "labels", &r->labels));
+    TRY(find_column(d, "position_ids", &r->position_ids));
+    TRY(find_column(d, "document_ids", &r->document_ids));
+    r->count = r->input_ids->size[0];
+    CHECK(r->count > 0, "data file %s holds no rows", d->path);
+    CHECK(r->input_ids->size[1] == d->opt.seq,
+          "data file %s holds rows of %lld tokens but a sequence is %lld tokens; give --seq %lld", d->path,
+          (long long)r->input_ids->size[1], (long long)d->opt.seq, (long long)r->input_ids->size[1]);
+    return SP_OK;
+}
+
 sp_status train_data_open(const char *path, const train_data_options *options, train_data **out) {
     *out = NULL;
     ASSERT(options->seq > 0 && options->batch > 0 && options->accum > 0);
-    bool known = ends_with(path, ".txt") || ends_with(path, ".bin");
-    CHECK(known, "data file %s: the name must end in .txt (bytes), .bin (tokens) or .safetensors (rows)", path);
+    bool rows = ends_with(path, ".safetensors"), tokens = ends_with(path, ".txt") || ends_with(path, ".bin");
+    CHECK(rows || tokens, "data file %s: the name must end in .txt (bytes), .bin (tokens) or .safetensors (rows)",
+          path);
     train_data *d = calloc(1, sizeof *d);
     CHECK(d && (d->path = strdup(path)), "out of memory");
     d->opt = *options;
-    if (open_tokens(d) != SP_OK) {
+    if ((rows ? open_rows(d) : open_tokens(d)) != SP_OK) {
         train_data_close(d);
         return SP_FAIL;
     }
@@ -132,14 +173,16 @@ sp_status train_data_open(const char *path, const train_data_options *options, t
 void train_data_close(train_data *d) {
     if (!d) return;
     if (d->map) munmap(d->map, d->map_bytes);
+    st_close(d->st);
     free(d->path);
     free(d);
 }
 
-int64_t train_data_length(const train_data *d) { return d->tokens.count; }
-int64_t train_data_windows(const train_data *d) { return (d->tokens.count - 1) / d->opt.seq; }
+int64_t train_data_length(const train_data *d) { return d->st ? d->rows.count : d->tokens.count; }
+int64_t train_data_windows(const train_data *d) { return d->st ? d->rows.count : (d->tokens.count - 1) / d->opt.seq; }
 int64_t train_data_eval_batches(const train_data *d) { return ceil_div(train_data_windows(d), d->opt.batch); }
-bool train_data_has_documents(const train_data *d) { return d->opt.eos >= 0; }
+bool train_data_has_documents(const train_data *d) { return d->opt.eos >= 0 || d->rows.document_ids; }
+bool train_data_has_positions(const train_data *d) { return d->rows.position_ids; }
 
 /* ---- addressing -------------------------------------------------------------------------------- */
 
@@ -174,16 +217,17 @@ static int64_t row_number_mod(const train_data *d, int64_t step, int64_t micro, 
     return (int64_t)(n % (uint64_t)m);
 }
 
-/* The first token of a row of a step. */
+/* What a row of a step reads: the first token of its window, or its row of a safetensors file. */
 static int64_t window_start(const train_data *d, int64_t step, int64_t micro, int64_t row) {
-    int64_t n = d->tokens.count, s = d->opt.seq;
+    int64_t s = d->st ? 1 : d->opt.seq; /* from one window to the next */
     if (d->opt.shuffle) {
         int64_t windows = train_data_windows(d), epoch;
         int64_t at = row_number_mod(d, step, micro, row, windows, &epoch);
         return train_permute(at, windows, d->opt.seed, epoch) * s;
     }
-    int64_t number = row_number_mod(d, step, micro, row, n - s, NULL);
-    return (int64_t)((unsigned __int128)number * (uint64_t)s % (uint64_t)(n - s));
+    int64_t wrap = d->st ? d->rows.count : d->tokens.count - s;
+    int64_t number = row_number_mod(d, step, micro, row, wrap, NULL);
+    return (int64_t)((unsigned __int128)number * (uint64_t)s % (uint64_t)wrap);
 }
 
 /* ---- filling ----------------------------------------------------------------------------------- */
@@ -208,7 +252,7 @@ static sp_status bad_token(const train_data *d, int64_t id, int64_t position) {
 }
 
 /* Fills row `row` of the batch from the window that starts at token `start`. */
-static sp_status fill_row(const train_data *d, int64_t start, int64_t row, const train_batch *out) {
+static sp_status fill_tokens(const train_data *d, int64_t start, int64_t row, const train_batch *out) {
     const int64_t s = d->opt.seq, base = row * s, vocab = d->opt.vocab;
     int64_t document = 0;
     int64_t id = token_at(&d->tokens, start);
@@ -227,6 +271,56 @@ static sp_status fill_row(const train_data *d, int64_t start, int64_t row, const
     return SP_OK;
 }
 
+static int64_t column_at(const st_tensor *t, int64_t i) {
+    if (t->type == DT_I64) {
+        int64_t v;
+        memcpy(&v, (const char *)t->data + i * (int64_t)sizeof v, sizeof v);
+        return v;
+    }
+    int32_t v;
+    memcpy(&v, (const char *)t->data + i * (int64_t)sizeof v, sizeof v);
+    return v;
+}
+
+static sp_status bad_entry(const train_data *d, const char *name, int64_t value, int64_t row, int64_t at) {
+    FAIL("data file %s: %s[%lld, %lld] is %lld, outside the model's vocabulary of %lld; was the file made with another "
+         "tokenizer?",
+         d->path, name, (long long)row, (long long)at, (long long)value, (long long)d->opt.vocab);
+}
+
+/* Fills row `row` of the batch from row `from` of a safetensors file. */
+static sp_status fill_columns(const train_data *d, int64_t from, int64_t row, const train_batch *out) {
+    const row_file *r = &d->rows;
+    const int64_t s = d->opt.seq, base = row * s, src = from * s, vocab = d->opt.vocab ? d->opt.vocab : INT64_MAX;
+    int64_t document = 0;
+    for (int64_t t = 0; t < s; t++) {
+        int64_t id = column_at(r->input_ids, src + t), label = id, position = t;
+        if (id < 0 || id >= vocab) return bad_entry(d, "input_ids", id, from, t);
+        if (r->labels)
+            label = column_at(r->labels, src + t);
+        else if (d->opt.labels_shifted)
+            label = t + 1 < s ? column_at(r->input_ids, src + t + 1) : d->opt.ignore_index;
+        /* Without a column of labels, the label is the next input: checked when it is one. */
+        if (r->labels && label != d->opt.ignore_index && (label < 0 || label >= vocab))
+            return bad_entry(d, "labels", label, from, t);
+        if (r->position_ids) position = column_at(r->position_ids, src + t);
+        CHECK(position >= 0, "data file %s: position_ids[%lld, %lld] is %lld; positions are not negative", d->path,
+              (long long)from, (long long)t, (long long)position);
+        if (out->input_ids) out->input_ids[base + t] = id;
+        if (out->labels) out->labels[base + t] = label;
+        if (out->position_ids) out->position_ids[base + t] = position;
+        if (out->document_ids)
+            out->document_ids[base + t] = r->document_ids ? column_at(r->document_ids, src + t) : document;
+        if (id == d->opt.eos) document++;
+    }
+    return SP_OK;
+}
+
+/* `start` is what window_start gives. */
+static sp_status fill_row(const train_data *d, int64_t start, int64_t row, const train_batch *out) {
+    return d->st ? fill_columns(d, start, row, out) : fill_tokens(d, start, row, out);
+}
+
 sp_status train_data_fill(const train_data *d, int64_t step, int64_t micro, const train_batch *out) {
     ASSERT(step >= 0 && micro >= 0 && micro < d->opt.accum);
     for (int64_t i = 0; i < d->opt.batch; i++) TRY(fill_row(d, window_start(d, step, micro, i), i, out));
@@ -237,7 +331,7 @@ sp_status train_data_fill_eval(const train_data *d, int64_t micro, const train_b
     const int64_t windows = train_data_windows(d), s = d->opt.seq;
     for (int64_t i = 0; i < d->opt.batch; i++) {
         int64_t w = micro * d->opt.batch + i;
-        TRY(fill_row(d, min64(w, windows - 1) * s, i, out));
+        TRY(fill_row(d, min64(w, windows - 1) * (d->st ? 1 : s), i, out));
         if (w >= windows && out->labels)
             for (int64_t t = 0; t < s; t++) out->labels[i * s + t] = d->opt.ignore_index;
     }

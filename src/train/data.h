@@ -71,6 +71,8 @@ int64_t train_data_windows(const train_data *d);
 
 /* True when the file itself holds document ids or --eos derives them. */
 bool train_data_has_documents(const train_data *d);
+/* True when the file itself holds position ids. */
+bool train_data_has_positions(const train_data *d);
 
 /* Position `index` of a pseudo-random permutation of 0..n-1 (n >= 1), the one of (seed, epoch). A Feistel
  * network over the next power of four, walked until it lands inside (Black and Rogaway 2002, "Ciphers with

@@ -1,6 +1,8 @@
 /* Tests of src/train/data: the addressing formula by brute force, each format, each refusal. */
 #include "train/data.h"
 
+#include "import/safetensors.h"
+
 #include <setjmp.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -270,6 +272,124 @@ static void evaluation_covers_the_file(void **state) {
     train_data_close(d);
 }
 
+typedef struct column {
+    const char *name;
+    dtype type;
+    int64_t rows, cols;
+    const void *data;
+} column;
+
+static const char *put_rows(const column *c, int n) {
+    snprintf(path, sizeof path, "%s/r.safetensors", dir);
+    st_writer *w = st_writer_new();
+    for (int i = 0; i < n; i++) st_writer_add(w, c[i].name, c[i].type, 2, (int64_t[]){c[i].rows, c[i].cols});
+    assert_int_equal(st_writer_begin(w, path), SP_OK);
+    for (int k = 0; k < n; k++) {
+        const column *o = &c[st_writer_order(w, k)];
+        int64_t bytes = o->rows * o->cols * dtype_size(o->type);
+        assert_int_equal(st_writer_write(w, st_writer_order(w, k), o->data, bytes), SP_OK);
+    }
+    assert_int_equal(st_writer_end(w), SP_OK);
+    return path;
+}
+
+static void rows_of_a_safetensors_file(void **state) {
+    (void)state;
+    int64_t in[5][3];
+    int32_t other[5][3];
+    for (int i = 0; i < 15; i++) {
+        in[i / 3][i % 3] = i;
+        other[i / 3][i % 3] = i % 4 ? 14 - i : -100;
+    }
+    const column all[] = {{"input_ids", DT_I64, 5, 3, in}, {"labels", DT_I32, 5, 3, other}};
+    train_data_options o = options(3, 2, 2);
+    o.vocab = 15;
+    train_data *d;
+    int64_t ids[6], labels[6], pos[6], doc[6];
+    train_batch out = {ids, labels, pos, doc};
+    for (int columns = 1; columns <= 2; columns++)
+        for (int shifted = 0; shifted < 2; shifted++) {
+            o.labels_shifted = shifted;
+            assert_int_equal(train_data_open(put_rows(all, columns), &o, &d), SP_OK);
+            assert_int_equal(train_data_length(d), 5);
+            for (int k = 0; k < 8; k++)
+                for (int a = 0; a < 2; a++) {
+                    assert_int_equal(train_data_fill(d, k, a, &out), SP_OK);
+                    for (int i = 0; i < 2; i++)
+                        for (int t = 0; t < 3; t++) {
+                            int row = ((k * 2 + a) * 2 + i) % 5;
+                            int64_t label = in[row][t];
+                            if (shifted) label = t < 2 ? in[row][t + 1] : -100;
+                            if (columns == 2) label = other[row][t];
+                            assert_int_equal(ids[i * 3 + t], in[row][t]);
+                            assert_int_equal(labels[i * 3 + t], label);
+                            assert_int_equal(pos[i * 3 + t], t);
+                            assert_int_equal(doc[i * 3 + t], 0);
+                        }
+                }
+            assert_int_equal(train_data_eval_batches(d), 3);
+            assert_int_equal(train_data_fill_eval(d, 2, &out), SP_OK);
+            assert_int_equal(ids[0], 12);
+            for (int t = 3; t < 6; t++) assert_int_equal(labels[t], -100);
+            train_data_close(d);
+        }
+    /* Positions and documents from the file. */
+    for (int i = 0; i < 15; i++) other[i / 3][i % 3] = 100 + i;
+    const column packed[] = {
+        {"input_ids", DT_I64, 5, 3, in}, {"position_ids", DT_I32, 5, 3, other}, {"document_ids", DT_I64, 5, 3, in}};
+    assert_int_equal(train_data_open(put_rows(packed, 3), &o, &d), SP_OK);
+    assert_true(train_data_has_documents(d) && train_data_has_positions(d));
+    assert_int_equal(train_data_fill(d, 0, 0, &out), SP_OK);
+    assert_int_equal(pos[4], 104);
+    assert_int_equal(doc[4], 4);
+    train_data_close(d);
+    /* Shuffled: each row once an epoch. */
+    o.shuffle = true;
+    o.batch = o.accum = 1;
+    assert_int_equal(train_data_open(put_rows(all, 1), &o, &d), SP_OK);
+    int seen = 0;
+    for (int k = 10; k < 15; k++) {
+        assert_int_equal(train_data_fill(d, k, 0, &out), SP_OK);
+        seen |= 1 << ids[0] / 3;
+    }
+    assert_int_equal(seen, 31);
+    train_data_close(d);
+}
+
+static void bad_rows_are_refused(void **state) {
+    (void)state;
+    int64_t in[2][3] = {{0, 1, 2}, {3, 9, 5}}, labels[2][3] = {{0, 1, 2}, {3, -7, 5}};
+    float real[2][3] = {{0}};
+    train_data_options o = options(3, 1, 1);
+    o.vocab = 9;
+    const column c[] = {{"input_ids", DT_I64, 2, 3, in}};
+    train_data *d;
+    int64_t ids[3];
+    train_batch out = {.input_ids = ids};
+    assert_int_equal(train_data_open(put_rows(c, 1), &o, &d), SP_OK);
+    assert_int_equal(train_data_fill(d, 0, 0, &out), SP_OK);
+    assert_int_equal(train_data_fill(d, 1, 0, &out), SP_FAIL);
+    assert_non_null(strstr(err_text(), "input_ids[1, 1] is 9"));
+    assert_non_null(strstr(err_text(), "vocabulary of 9"));
+    train_data_close(d);
+    o.vocab = 10;
+    const column l[] = {{"input_ids", DT_I64, 2, 3, in}, {"labels", DT_I64, 2, 3, labels}};
+    assert_int_equal(train_data_open(put_rows(l, 2), &o, &d), SP_OK);
+    assert_int_equal(train_data_fill(d, 1, 0, &out), SP_FAIL);
+    assert_non_null(strstr(err_text(), "labels[1, 1] is -7"));
+    train_data_close(d);
+    const column none[] = {{"labels", DT_I64, 2, 3, labels}}, floats[] = {{"input_ids", DT_F32, 2, 3, real}},
+                 uneven[] = {{"input_ids", DT_I64, 2, 3, in}, {"labels", DT_I64, 3, 2, labels}},
+                 empty[] = {{"input_ids", DT_I64, 0, 3, in}};
+    refused(put_rows(none, 1), &o, "no tensor input_ids");
+    refused(put_rows(floats, 1), &o, "F32; it must be I64 or I32");
+    refused(put_rows(uneven, 2), &o, "labels is (3, 2)");
+    refused(put_rows(empty, 1), &o, "no rows");
+    o.seq = 4;
+    refused(put_rows(c, 1), &o, "give --seq 3");
+    refused(put("broken.safetensors", "\xff\xff\xff\xff\xff\xff\xff\xff{", 9), &o, "broken.safetensors");
+}
+
 static void bad_files_are_refused(void **state) {
     (void)state;
     train_data_options o = options(8, 1, 1);
@@ -309,6 +429,8 @@ int main(void) {
         cmocka_unit_test(eos_separates_documents),
         cmocka_unit_test(bad_tokens_are_named),
         cmocka_unit_test(evaluation_covers_the_file),
+        cmocka_unit_test(rows_of_a_safetensors_file),
+        cmocka_unit_test(bad_rows_are_refused),
         cmocka_unit_test(bad_files_are_refused),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
