@@ -51,8 +51,9 @@ void st_writer_metadata(st_writer *w, const char *key, const char *value);
  * for the whole file is reserved here where the file system can. */
 sp_status st_writer_begin(st_writer *w, const char *path) SP_NODISCARD;
 int st_writer_count(const st_writer *w);
-/* The K-th tensor that must be written (widest element types first, then by name, as the reference writer does). */
-int st_writer_order(const st_writer *w, int k);
+/* The K-th tensor that must be written (widest element types first, then by name, as the reference writer does). Known
+ * once all tensors are declared, before st_writer_begin too. */
+int st_writer_order(st_writer *w, int k);
 /* Appends BYTES bytes of the tensor that is next in order; a tensor may come in pieces. */
 sp_status st_writer_write(st_writer *w, int tensor, const void *data, int64_t bytes) SP_NODISCARD;
 /* Syncs and closes; every declared byte must have been written. The writer is freed whatever happens. On failure the

@@ -65,6 +65,13 @@ static int by_width_then_name(const void *x, const void *y) {
     return wa != wb ? (wa > wb ? -1 : 1) : strcmp(a->name, b->name);
 }
 
+static void sort_slots(st_writer *w) {
+    w->order = ARENA_ARRAY(w->a, slot, w->t.n);
+    if (!w->t.n) return;
+    memcpy(w->order, w->t.data, sizeof(slot) * (size_t)w->t.n);
+    qsort(w->order, (size_t)w->t.n, sizeof(slot), by_width_then_name);
+}
+
 static void json_text(buf *b, const char *s) {
     buf_write(b, "\"", 1);
     for (; *s; s++) {
@@ -121,11 +128,7 @@ sp_status st_writer_begin(st_writer *w, const char *path) {
     CHECK(!w->twice, "%s: two tensors with one name", path);
     CHECK(!w->too_large, "%s: a tensor's size overflows", path);
     w->path = arena_strdup(w->a, path);
-    w->order = ARENA_ARRAY(w->a, slot, w->t.n);
-    if (w->t.n) {
-        memcpy(w->order, w->t.data, sizeof(slot) * (size_t)w->t.n);
-        qsort(w->order, (size_t)w->t.n, sizeof(slot), by_width_then_name);
-    }
+    sort_slots(w);
     buf b = {0};
     int64_t data = header(w, &b);
     w->fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
@@ -144,7 +147,10 @@ sp_status st_writer_begin(st_writer *w, const char *path) {
 }
 
 int st_writer_count(const st_writer *w) { return w->t.n; }
-int st_writer_order(const st_writer *w, int k) { return w->order[k].id; }
+int st_writer_order(st_writer *w, int k) {
+    if (!w->order) sort_slots(w);
+    return w->order[k].id;
+}
 
 sp_status st_writer_write(st_writer *w, int tensor, const void *data, int64_t bytes) {
     while (w->next < w->t.n && w->done == w->order[w->next].bytes) w->next++, w->done = 0;
