@@ -1,0 +1,185 @@
+/* kernels.c - speed of the CPU kernels: bench_kernels [threads] [filter]
+ *
+ * Prints for each kernel and shape the median time and the rate, and what share that is of a peak measured in the same
+ * run on as many threads: register-only f32 multiply-adds for products and attention, a triad over arrays that do not
+ * fit any cache for the rest. Attention counts visible scores only (4 D operations a score forward, 10 D backward).
+ */
+#include "device/cpu/kern.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+enum { REPS = 7 };
+
+static const char *filter = "";
+static int threads = 1;
+static double peak_flops, peak_bytes;
+
+static void *xalloc(size_t n) {
+    void *p = NULL;
+    n = (n + 4095) / 4096 * 4096 + 4096;
+    if (posix_memalign(&p, 4096, n)) {
+        fprintf(stderr, "bench_kernels: out of memory\n");
+        exit(1);
+    }
+    memset(p, 0, n);
+    return p;
+}
+
+static float *random_f32(int64_t n) {
+    static uint64_t seed = 1;
+    float *x = xalloc(4 * (size_t)n);
+    for (int64_t i = 0; i < n; i++) x[i] = (float)rng_uniform(&seed) - 0.5f;
+    return x;
+}
+
+static uint16_t *random_bf16(int64_t n) {
+    float *x = random_f32(n);
+    uint16_t *y = xalloc(2 * (size_t)n);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, x + i, 4);
+        y[i] = (uint16_t)(u >> 16);
+    }
+    free(x);
+    return y;
+}
+
+static void *random_of(dtype t, int64_t n) { return t == DT_F32 ? (void *)random_f32(n) : (void *)random_bf16(n); }
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* TIME(seconds, statement): the median of REPS runs after one to warm up. */
+#define TIME(out, ...)                                                                                                 \
+    do {                                                                                                               \
+        double sample[REPS];                                                                                           \
+        __VA_ARGS__;                                                                                                   \
+        for (int rep = 0; rep < REPS; rep++) {                                                                         \
+            double begin = now_s();                                                                                    \
+            __VA_ARGS__;                                                                                               \
+            sample[rep] = now_s() - begin;                                                                             \
+        }                                                                                                              \
+        qsort(sample, REPS, sizeof *sample, by_value);                                                                 \
+        (out) = sample[REPS / 2];                                                                                      \
+    } while (0)
+
+static bool wanted(const char *name) { return strstr(name, filter) != NULL; }
+static void report_flops(const char *name, const char *shape, double s, double flops) {
+    printf("%-22s %-44s %10.3f ms %9.1f GF/s %5.1f%%\n", name, shape, s * 1e3, flops / s * 1e-9,
+           100 * flops / s / peak_flops);
+    fflush(stdout);
+}
+static SP_UNUSED void report_bytes(const char *name, const char *shape, double s, double bytes) {
+    printf("%-22s %-44s %10.3f ms %9.1f GB/s %5.1f%%\n", name, shape, s * 1e3, bytes / s * 1e-9,
+           100 * bytes / s / peak_bytes);
+    fflush(stdout);
+}
+
+/* ---- peaks ------------------------------------------------------------------------------------- */
+
+#ifdef __AVX512F__
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+
+static float multiply_add(int64_t n) {
+    float sink = 0;
+#pragma omp parallel reduction(+ : sink)
+    {
+        lanes acc[12], x = {0};
+        for (int j = 0; j < 12; j++) acc[j] = x + (float)j;
+        x += 0.5f;
+        for (int64_t i = 0; i < n; i++) {
+#pragma GCC unroll 12
+            for (int j = 0; j < 12; j++) acc[j] = acc[j] * x + x;
+            __asm__ volatile("" ::: "memory");
+        }
+        for (int j = 0; j < 12; j++) sink += acc[j][0];
+    }
+    return sink;
+}
+
+static void triad(int64_t n, float *a, const float *b, const float *c) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) a[i] = b[i] + 0.5f * c[i];
+}
+
+static void measure_peaks(void) {
+    const int64_t n = 4000000, m = 1 << 25;
+    double s;
+    volatile float sink;
+    TIME(s, sink = multiply_add(n));
+    (void)sink;
+    peak_flops = 2.0 * LANES * 12 * (double)n * threads / s;
+    float *a = random_f32(m), *b = random_f32(m), *c = random_f32(m);
+    TIME(s, triad(m, a, b, c));
+    peak_bytes = 12.0 * (double)m / s;
+    free(a), free(b), free(c);
+    printf("threads %d: f32 multiply-add peak %.1f GF/s, triad %.1f GB/s\n", threads, peak_flops * 1e-9,
+           peak_bytes * 1e-9);
+}
+
+/* ---- attention --------------------------------------------------------------------------------- */
+
+static void attention(dtype t, int64_t S, int64_t H, int64_t Hkv, int64_t D, bool causal) {
+    char shape[80];
+    const char *fwd = t == DT_F32 ? "attn_fwd f32" : "attn_fwd bf16",
+               *bwd = t == DT_F32 ? "attn_bwd f32" : "attn_bwd bf16";
+    if (!wanted(fwd) && !wanted(bwd)) return;
+    snprintf(shape, sizeof shape, "S=%d H=%d/%d D=%d%s", (int)S, (int)H, (int)Hkv, (int)D, causal ? " causal" : "");
+    tensor q = {.type = t, .rank = 4, .dim = {1, S, H, D}, .stride = {S * H * D, H * D, D, 1}}, k = q;
+    k.dim[2] = Hkv, k.stride[0] = S * Hkv * D, k.stride[1] = Hkv * D;
+    tensor v = k, dk = k, dv = k, o = q, dq = q, dout = q;
+    tensor lse = {.type = DT_F32, .rank = 3, .dim = {1, H, S}, .stride = {H * S, S, 1}};
+    tensor *all[] = {&q, &k, &v, &o, &dout, &dq, &dk, &dv};
+    for (int i = 0; i < 8; i++) all[i]->data = random_of(t, tensor_numel(all[i]));
+    lse.data = xalloc(4 * (size_t)(H * S));
+    kern_attn_params p = kern_attn_defaults(1.f / sqrtf((float)D));
+    p.causal = causal;
+    size_t fwd_bytes = kern_attn_fwd_ws(&q, &k, threads), bwd_bytes = kern_attn_bwd_ws(&q, &k, threads);
+    void *ws = xalloc(fwd_bytes > bwd_bytes ? fwd_bytes : bwd_bytes);
+    double s, pairs = causal ? 0.5 * (double)S * (double)(S + 1) : (double)S * (double)S;
+    double work = pairs * (double)(H * D);
+    TIME(s, kern_attn_fwd(&q, &k, &v, &o, &lse, &p, ws, fwd_bytes));
+    if (wanted(fwd)) report_flops(fwd, shape, s, 4 * work);
+    if (wanted(bwd)) {
+        TIME(s, kern_attn_bwd(&q, &k, &v, &o, &lse, &dout, &dq, &dk, &dv, &p, ws, bwd_bytes));
+        report_flops(bwd, shape, s, 10 * work);
+    }
+    for (int i = 0; i < 8; i++) free(all[i]->data);
+    free(lse.data), free(ws);
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) threads = atoi(argv[1]);
+    if (argc > 2) filter = argv[2];
+    if (threads < 1) {
+        fprintf(stderr, "usage: bench_kernels [threads] [filter]\n");
+        return 2;
+    }
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#endif
+    measure_peaks();
+    for (dtype t = DT_F32; t <= DT_BF16; t += DT_BF16) {
+        attention(t, 2048, 8, 8, 64, true);
+        attention(t, 4096, 8, 2, 64, true);
+        attention(t, 4096, 4, 4, 128, true);
+        attention(t, 2048, 8, 8, 64, false);
+        attention(t, 2048, 8, 8, 80, true);
+        attention(t, 2048, 8, 8, 32, true);
+        attention(t, 2048, 2, 2, 256, true);
+    }
+    return 0;
+}
