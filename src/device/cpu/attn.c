@@ -139,27 +139,6 @@ void attn_scores(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, in
 
 /* ---- packing ----------------------------------------------------------------------------------- */
 
-INLINE void pack_t(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, float factor, float *dst) {
-    for (int64_t i0 = 0; i0 < MICRO_LANES; i0 += VL)
-        for (int64_t d0 = 0; d0 < D; d0 += VL) {
-            int64_t nd = min64(VL, D - d0);
-            vf r[VL];
-            for (int64_t i = 0; i < VL; i++) {
-                int64_t at = (i0 + i) * stride + d0;
-                r[i] = i0 + i >= n ? vset(0) : nd == VL ? vget(bf, src, at) : vget_n(bf, src, at, nd, 0);
-            }
-            vtranspose(r);
-            for (int64_t d = 0; d < nd; d++) vst(dst + (d0 + d) * MICRO_LANES + i0, r[d] * factor);
-        }
-}
-
-void attn_pack_t(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, float factor, float *dst) {
-    if (bf)
-        pack_t(true, src, stride, n, D, factor, dst);
-    else
-        pack_t(false, src, stride, n, D, factor, dst);
-}
-
 INLINE void pack_rows(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *dst) {
     int64_t whole = D - D % VL;
     for (int64_t i = 0; i < n; i++) {

@@ -8,7 +8,8 @@
 #define AUTOSP_DEVICE_CPU_ATTN_H
 
 #include "device/cpu/kern.h"
-#include "device/cpu/micro.h"
+#include "device/cpu/pack.h"
+#include "device/cpu/threads.h"
 
 typedef struct attn {
     const kern_attn_params *p;
@@ -34,8 +35,6 @@ void attn_range(const attn *a, int64_t b, int64_t q0, int64_t nq, int64_t *lo, i
 void attn_scores(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t lanes, int64_t k0, int64_t nk,
                  float *s, int64_t ld, float *deriv);
 
-/* dst[d*MICRO_LANES + i] = factor * src[i*stride + d], i < n; 0 for the other lanes. */
-void attn_pack_t(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, float factor, float *dst);
 /* dst[i*Dp + d] = src[i*stride + d], 0 for d in [D, Dp). */
 void attn_pack_rows(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *dst);
 /* dst[i*stride + d] = src[d*MICRO_LANES + i] * factor[i] (+ what is there, when add), i < n. */
@@ -51,12 +50,5 @@ INLINE float *attn_lse_at(const tensor *t, int64_t b, int64_t h, int64_t s) {
 
 #define ATTN_LOG2E 1.44269504088896340736f
 #define ATTN_LN2 0.69314718055994530942f
-
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static inline int omp_get_max_threads(void) { return 1; }
-static inline int omp_get_thread_num(void) { return 0; }
-#endif
 
 #endif

@@ -139,8 +139,8 @@ static void tile(const job *t, const scratch *w, int64_t b, int64_t h, int64_t q
     for (int64_t i = 0; i < panels; i++) {
         int64_t m = min64(L, nq - i * L);
         float *qt = w->qt + i * L * a->D, *dot = w->dot + i * L * a->D;
-        attn_pack_t(false, w->q + i * L * a->Dp, a->Dp, m, a->D, a->qscale, qt);
-        attn_pack_t(false, w->dout + i * L * a->Dp, a->Dp, m, a->D, 1, dot);
+        pack_transposed(false, w->q + i * L * a->Dp, a->Dp, m, a->D, a->qscale, qt);
+        pack_transposed(false, w->dout + i * L * a->Dp, a->Dp, m, a->D, 1, dot);
         micro_rows(n, MICRO_NV, a->D, k, a->Dp, 1, qt, L, w->s + i * L, BQ, MICRO_SET, NULL);
         micro_rows(n, MICRO_NV, a->D, v, a->Dp, 1, dot, L, w->ds + i * L, BQ, MICRO_SET, NULL);
     }

@@ -93,7 +93,7 @@ static void block(const attn *a, const scratch *w, const tensor *q, const tensor
         lo[i] = 0, hi[i] = a->Sk;
         attn_range(a, b, q0 + i * L, n, &lo[i], &hi[i]);
         if (lo[i] < hi[i]) from = min64(from, lo[i]), to = max64(to, hi[i]);
-        attn_pack_t(a->bf, attn_at(q, b, q0 + i * L, h), q->stride[1], n, a->D, a->qscale, w->qt + i * L * a->D);
+        pack_transposed(a->bf, attn_at(q, b, q0 + i * L, h), q->stride[1], n, a->D, a->qscale, w->qt + i * L * a->D);
     }
     memset(w->ot, 0, sizeof(float) * (size_t)(panels * L * a->D));
     for (int64_t i = 0; i < panels * L; i++) w->max[i] = -INFINITY, w->sum[i] = 0;

@@ -76,6 +76,9 @@ void kern_attn_merge(const tensor *o, const tensor *lse, const tensor *o2, const
 
 enum { KERN_GEMM_BATCH = 4 };
 
+/* Which implementation: the faster one that exists, or one of them for tests and comparisons. */
+typedef enum kern_gemm_impl_choice { KERN_GEMM_BEST, KERN_GEMM_OWN, KERN_GEMM_LIBRARY } kern_gemm_impl_choice;
+
 /* C = alpha * A B + beta * C + bias, for every index of the batch. A (m,k), B (k,n), C (m,n), bias (n).
  * Strides in elements; of each operand's row and column stride one is 1 (a transpose is a swap of the two). A batch
  * stride of 0 repeats that operand (not C). y = x W^T is b_rs = 1, b_cs = ldw; dW += dy^T x is a_rs = 1, a_cs = lddy,
@@ -88,6 +91,7 @@ typedef struct kern_gemm_desc {
     int64_t batch[KERN_GEMM_BATCH], a_bs[KERN_GEMM_BATCH], b_bs[KERN_GEMM_BATCH], c_bs[KERN_GEMM_BATCH];
     float alpha, beta;
     bool bias;
+    kern_gemm_impl_choice impl;
     int threads; /* the team size at run time; part of the plan because splits may depend on it */
 } kern_gemm_desc;
 
