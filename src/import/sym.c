@@ -211,8 +211,8 @@ static bool apply(sym_op op, int64_t x, int64_t y, int64_t *r) {
     case SYM_MOD:
         if (y == 0 || (x == INT64_MIN && y == -1)) return false;
         if (op == SYM_FLOORDIV) *r = floor_div(x, y);
-        if (op == SYM_CEILDIV) *r = -floor_div(-x, y);
-        if (op == SYM_MOD) *r = x - floor_div(x, y) * y;
+        if (op == SYM_CEILDIV) *r = floor_div(x, y) + (x % y != 0);
+        if (op == SYM_MOD) *r = x % y + (x % y != 0 && (x < 0) != (y < 0) ? y : 0);
         return true;
     case SYM_POW:
         if (y < 0 || y > 62) return false;

@@ -3,6 +3,7 @@
  * Sums are kept as expr + constant with the constant last and operands in a fixed order, so that expressions that
  * importers write differently (S+1-1, -1+S+1, S) become one number and can be compared as numbers. Everything else
  * is folded only where both operands are constants or an identity applies: after `bind` there is nothing left.
+ * Sizes come from files: what would overflow is not folded, and dim_eval says so.
  */
 #include "ir/ir.h"
 
@@ -39,7 +40,17 @@ bool dim_value(const ir_graph *g, ir_dim d, int64_t *v) {
     return true;
 }
 
-static int64_t floor_div(int64_t a, int64_t b) { return a / b - ((a % b != 0) && ((a < 0) != (b < 0))); }
+/* Python's // and %; false where they are not defined or leave 64 bits. */
+static bool floor_div(int64_t a, int64_t b, int64_t *out) {
+    if (b == 0 || (a == INT64_MIN && b == -1)) return false;
+    *out = a / b - (a % b != 0 && (a < 0) != (b < 0));
+    return true;
+}
+static bool floor_mod(int64_t a, int64_t b, int64_t *out) {
+    if (b == 0 || (a == INT64_MIN && b == -1)) return false;
+    *out = a % b + (a % b != 0 && (a < 0) != (b < 0) ? b : 0);
+    return true;
+}
 
 /* d = *base + *c; base is 0 when d is a number. */
 static void split_sum(const ir_graph *g, ir_dim d, ir_dim *base, int64_t *c) {
@@ -65,7 +76,8 @@ ir_dim dim_add(ir_graph *g, ir_dim a, ir_dim b) {
     int64_t cx, cy;
     split_sum(g, a, &x, &cx);
     split_sum(g, b, &y, &cy);
-    int64_t c = cx + cy;
+    int64_t c, sum;
+    if (__builtin_add_overflow(cx, cy, &c)) return intern(g, (dim_expr){.kind = DIM_ADD, .a = a, .b = b});
     ir_dim base;
     if (!x || !y) {
         base = x ? x : y;
@@ -74,8 +86,8 @@ ir_dim dim_add(ir_graph *g, ir_dim a, ir_dim b) {
         int64_t cp, cq;
         split_product(g, x, &p, &cp);
         split_product(g, y, &q, &cq);
-        if (p == q) { /* 2S + (-1)S = S */
-            base = cp + cq ? dim_mul(g, p, dim_const(g, cp + cq)) : 0;
+        if (p == q && !__builtin_add_overflow(cp, cq, &sum)) { /* 2S + (-1)S = S */
+            base = sum ? dim_mul(g, p, dim_const(g, sum)) : 0;
         } else {
             if (x < y) { /* a fixed order */
                 ir_dim t = x;
@@ -91,9 +103,12 @@ ir_dim dim_add(ir_graph *g, ir_dim a, ir_dim b) {
 }
 
 ir_dim dim_mul(ir_graph *g, ir_dim a, ir_dim b) {
-    int64_t x, y;
+    int64_t x, y, r;
     bool cx = dim_value(g, a, &x), cy = dim_value(g, b, &y);
-    if (cx && cy) return dim_const(g, x * y);
+    if (cx && cy) {
+        if (__builtin_mul_overflow(x, y, &r)) return intern(g, (dim_expr){.kind = DIM_MUL, .a = a, .b = b});
+        return dim_const(g, r);
+    }
     if (cx) {
         ir_dim t = a;
         a = b;
@@ -106,10 +121,9 @@ ir_dim dim_mul(ir_graph *g, ir_dim a, ir_dim b) {
         if (y == 1) return a;
         const dim_expr *e = expr_of(g, a);
         int64_t c;
-        if (e->kind == DIM_MUL && dim_value(g, e->b, &c)) return dim_mul(g, e->a, dim_const(g, c * y));
-        if (e->kind == DIM_ADD && dim_value(g, e->b, &c)) { /* (S+1)*2 = 2S+2 */
-            ir_dim base = e->a;
-            return dim_add(g, dim_mul(g, base, dim_const(g, y)), dim_const(g, c * y));
+        if ((e->kind == DIM_MUL || e->kind == DIM_ADD) && dim_value(g, e->b, &c) && !__builtin_mul_overflow(c, y, &r)) {
+            if (e->kind == DIM_MUL) return dim_mul(g, e->a, dim_const(g, r));
+            return dim_add(g, dim_mul(g, e->a, dim_const(g, y)), dim_const(g, r)); /* (S+1)*2 = 2S+2 */
         }
         return intern(g, (dim_expr){.kind = DIM_MUL, .a = a, .b = dim_const(g, y)});
     }
@@ -118,22 +132,23 @@ ir_dim dim_mul(ir_graph *g, ir_dim a, ir_dim b) {
     int64_t cp, cq;
     split_product(g, a, &p, &cp);
     split_product(g, b, &q, &cq);
+    if (__builtin_mul_overflow(cp, cq, &r)) return intern(g, (dim_expr){.kind = DIM_MUL, .a = a, .b = b});
     if (p < q) {
         ir_dim t = p;
         p = q;
         q = t;
     }
     ir_dim m = intern(g, (dim_expr){.kind = DIM_MUL, .a = p, .b = q});
-    return cp * cq == 1 ? m : dim_mul(g, m, dim_const(g, cp * cq));
+    return r == 1 ? m : dim_mul(g, m, dim_const(g, r));
 }
 
 ir_dim dim_sub(ir_graph *g, ir_dim a, ir_dim b) { return dim_add(g, a, dim_mul(g, b, dim_const(g, -1))); }
 
 ir_dim dim_floordiv(ir_graph *g, ir_dim a, ir_dim b) {
-    int64_t x, y;
+    int64_t x, y, r;
     bool cx = dim_value(g, a, &x), cy = dim_value(g, b, &y);
     if (cy && y == 1) return a;
-    if (cx && cy && y != 0) return dim_const(g, floor_div(x, y));
+    if (cx && cy && floor_div(x, y, &r)) return dim_const(g, r);
     if (a == b) return 1;
     if (a < 0) {
         const dim_expr *e = expr_of(g, a);
@@ -147,9 +162,9 @@ ir_dim dim_floordiv(ir_graph *g, ir_dim a, ir_dim b) {
 }
 
 ir_dim dim_mod(ir_graph *g, ir_dim a, ir_dim b) {
-    int64_t x, y;
+    int64_t x, y, r;
     bool cx = dim_value(g, a, &x), cy = dim_value(g, b, &y);
-    if (cx && cy && y != 0) return dim_const(g, x - floor_div(x, y) * y);
+    if (cx && cy && floor_mod(x, y, &r)) return dim_const(g, r);
     if (a == b || (cy && y == 1)) return 0;
     return intern(g, (dim_expr){.kind = DIM_MOD, .a = a, .b = b});
 }
@@ -195,7 +210,7 @@ sp_status dim_eval(const ir_graph *g, ir_dim d, bool (*lookup)(void *ctx, const 
     case DIM_FLOORDIV:
     case DIM_MOD:
         CHECK(b != 0, "a size of the model divides by zero");
-        *out = e->kind == DIM_MOD ? a - floor_div(a, b) * b : floor_div(a, b);
+        over = !(e->kind == DIM_MOD ? floor_mod(a, b, out) : floor_div(a, b, out));
         break;
     case DIM_MAX:
         *out = max64(a, b);

@@ -44,6 +44,8 @@ static void expressions_evaluate(void **state) {
         {"CeilDiv(Integer(9), Integer(4))", 3},
         {"Mod(Symbol('u0'), Integer(4))", 1},
         {"PythonMod(Symbol('u0'), Integer(-4))", -3},
+        {"Mod(Integer(5), Integer(-9223372036854775808))", 5 + INT64_MIN},
+        {"CeilDiv(Integer(-9223372036854775808), Integer(3))", -3074457345618258602},
         {"Max(Integer(1), Symbol('s77'), Integer(3))", 128},
         {"Min(Integer(1), Symbol('u0'))", -7},
         {"Mul(Rational(1, 2), Symbol('s77'))", 64},

@@ -235,14 +235,14 @@ INLINE vf verf(vf x) {
 
 /* Transposes the square of VL vectors in place: log2(VL) rounds of interleaving the two halves. */
 #if VEC_BYTES == 64
-#define VEC_LO ((vi){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23})
-#define VEC_HI ((vi){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31})
+#define VEC_LO 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define VEC_HI 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif VEC_BYTES == 32
-#define VEC_LO ((vi){0, 8, 1, 9, 2, 10, 3, 11})
-#define VEC_HI ((vi){4, 12, 5, 13, 6, 14, 7, 15})
+#define VEC_LO 0, 8, 1, 9, 2, 10, 3, 11
+#define VEC_HI 4, 12, 5, 13, 6, 14, 7, 15
 #else
-#define VEC_LO ((vi){0, 4, 1, 5})
-#define VEC_HI ((vi){2, 6, 3, 7})
+#define VEC_LO 0, 4, 1, 5
+#define VEC_HI 2, 6, 3, 7
 #endif
 INLINE void vtranspose(vf r[VL]) {
     vf t[VL];
@@ -250,8 +250,8 @@ INLINE void vtranspose(vf r[VL]) {
     for (int w = 1; w < VL; w *= 2) {
 #pragma GCC unroll 8
         for (int i = 0; i < VL / 2; i++) {
-            t[2 * i] = __builtin_shuffle(r[i], r[i + VL / 2], VEC_LO);
-            t[2 * i + 1] = __builtin_shuffle(r[i], r[i + VL / 2], VEC_HI);
+            t[2 * i] = __builtin_shufflevector(r[i], r[i + VL / 2], VEC_LO);
+            t[2 * i + 1] = __builtin_shufflevector(r[i], r[i + VL / 2], VEC_HI);
         }
 #pragma GCC unroll 16
         for (int i = 0; i < VL; i++) r[i] = t[i];
