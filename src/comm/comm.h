@@ -92,9 +92,9 @@ sp_status comm_barrier(comm *c) SP_NODISCARD;
 sp_status comm_split(comm *c, int color, int key, comm **out) SP_NODISCARD;
 
 /* Not collective. Reserves the staging space that reductions of buffers up to `bytes` need, so that they do not
- * allocate; without it the first such call does. At most COMM_STAGING_MAX bytes a communicator, none on loop. */
+ * allocate; without it the first such call does. At most COMM_STAGING_SLOT bytes times the ranks, none on loop. */
 sp_status comm_reserve(comm *c, int64_t bytes) SP_NODISCARD;
-enum { COMM_STAGING_MAX = 8 << 20 };
+enum { COMM_STAGING_SLOT = 256 << 10 };
 
 /* Not collective. Gives the job up for `reason`. loop: every rank's current and later calls, on every
  * communicator of the job, fail with "rank R failed: reason". mpi: prints that line and takes the job down; does

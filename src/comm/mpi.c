@@ -3,7 +3,7 @@
  * Data movement is MPI's own collective where a block fits an int, else pairwise exchanges in pieces. Reductions are
  * never MPI's, whose order is unspecified: small ones gather everything and reduce it on every rank, in rank order;
  * larger ones send each rank its share of the elements directly, reduce there in rank order, and gather the results,
- * piece by piece through a bounded staging buffer. Both give the bits of loop.c.
+ * piece by piece through a bounded staging buffer that stays in cache. Both give the bits of loop.c.
  *
  * MPI_ERRORS_RETURN: an MPI error becomes our error text with rank and call. There is no recovery on MPI (no ULFM in
  * what distributions ship): a failed communicator ends with the job, through comm_abort or comm_mpi_finalize.
@@ -162,8 +162,7 @@ typedef struct shares {
 /* Piece and rounds follow from the call alone: the ranks, whatever each has reserved, must agree on them. */
 static shares shares_of(bool blocks, int size, int64_t count, int64_t elem) {
     int64_t most = blocks ? count : ceil_div(count, size);
-    int64_t slot = min64(round_up(min64(most * elem, COMM_STAGING_MAX), 64), COMM_STAGING_MAX / size / 64 * 64);
-    slot = max64(slot, 64);
+    int64_t slot = max64(round_up(min64(most * elem, COMM_STAGING_SLOT), 64), 64);
     return (shares){.blocks = blocks,
                     .size = size,
                     .count = count,
