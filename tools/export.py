@@ -49,8 +49,9 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+# Text only: torch.export.load reads extra files as UTF-8. A binary tokenizer.model is copied from `--weights` by autosp.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
-                   "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja", "tokenizer.model")
+                   "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja")
 
 
 def say(text):
@@ -228,7 +229,7 @@ def export_module(module, path, config, *, folder=None, labels="same", batch=2, 
     extra = {"config.json": config.to_json_string()}
     for name in TOKENIZER_FILES if folder else ():
         if os.path.exists(os.path.join(folder, name)):
-            with open(os.path.join(folder, name), "rb") as file:
+            with open(os.path.join(folder, name), encoding="utf-8") as file:
                 extra[name] = file.read()
     return export_loss(module, path, example, labels=labels, weights_prefix="m.", extra_files=extra, **options)
 
