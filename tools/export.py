@@ -144,6 +144,8 @@ def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefi
         say(f"export: dropout {name} set to 0")
     dims = {0: torch.export.Dim("batch", min=1, max=1 << 20), 1: torch.export.Dim("seq", min=2, max=max_seq or 1 << 30)}
     shapes = {name: dims for name in example_inputs} if dynamic else None
+    # Copies: export takes two inputs that are one tensor for one input.
+    example_inputs = {name: x.clone() for name, x in example_inputs.items()}
     if fake_mode is not None:
         example_inputs = {name: fake_mode.from_tensor(x) for name, x in example_inputs.items()}
     module.train()
