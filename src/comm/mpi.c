@@ -23,7 +23,7 @@ typedef struct mpi_comm {
     comm base;
     MPI_Comm mpi;
     int world_rank; /* for messages */
-    bool dead, check;
+    bool check;
     comm_call call; /* the current or last one, for messages */
     int64_t piece;
     char *stage; /* staged inputs of a reduction */
@@ -34,16 +34,25 @@ typedef struct mpi_comm {
     MPI_Status *status;   /* [2 size] */
 } mpi_comm;
 
+/* Why the job is dead, for every communicator of it; empty while it lives. A process has one MPI world. */
+static char dead[512];
+
 static mpi_comm *self(comm *c) { return (mpi_comm *)c; }
 
 /* ---- errors ------------------------------------------------------------------------------------ */
 
+/* The error text is the end of the job. */
+static sp_status die(void) {
+    snprintf(dead, sizeof dead, "%s", err_text());
+    return SP_FAIL;
+}
+
 static sp_status failed(mpi_comm *m, int rc) {
     char text[MPI_MAX_ERROR_STRING] = "unknown error", call[COMM_CALL_TEXT];
     int n;
-    m->dead = true;
     MPI_Error_string(rc, text, &n);
-    FAIL("rank %d %s: MPI failed: %s", m->world_rank, comm_call_text(&m->call, call), text);
+    err_set("rank %d %s: MPI failed: %s", m->world_rank, comm_call_text(&m->call, call), text);
+    return die();
 }
 
 #define TRY_MPI(m, call)                                                                                               \
@@ -66,16 +75,14 @@ static sp_status wait_all(mpi_comm *m, int n) {
 /* Every call starts here. */
 static sp_status begin(comm *c, comm_call call) {
     mpi_comm *m = self(c);
-    char text[COMM_CALL_TEXT];
-    CHECK(!m->dead, "rank %d: an earlier failure ended this communicator: %s", m->world_rank,
-          comm_call_text(&m->call, text));
+    CHECK(!*dead, "after an earlier failure: %s", dead);
     m->call = call;
     if (!m->check) return SP_OK;
     TRY_MPI(m, MPI_Allgather(&m->call, (int)sizeof call, MPI_BYTE, m->all_calls, (int)sizeof call, MPI_BYTE, m->mpi));
     for (int i = 1; i < c->size; i++)
         if (!comm_call_equal(&m->all_calls[i], &m->all_calls[0])) {
-            m->dead = true;
-            return comm_call_mismatch(i, &m->all_calls[i], 0, &m->all_calls[0]);
+            comm_call_mismatch(i, &m->all_calls[i], 0, &m->all_calls[0]);
+            return die();
         }
     return SP_OK;
 }
@@ -330,7 +337,7 @@ static void mpi_abort(comm *c, const char *reason) {
 
 static void mpi_free(comm *c) {
     mpi_comm *m = self(c);
-    if (!m->dead) MPI_Comm_free(&m->mpi);
+    if (!*dead) MPI_Comm_free(&m->mpi);
     release(m);
 }
 
@@ -364,7 +371,7 @@ sp_status comm_mpi_init(comm **world) {
 }
 
 void comm_mpi_finalize(comm *world) {
-    if (self(world)->dead) mpi_abort(world, "ends after a failed call"); /* MPI_Finalize would wait for the others */
+    if (*dead) mpi_abort(world, dead); /* MPI_Finalize would wait for the others */
     mpi_free(world);
     MPI_Finalize();
 }

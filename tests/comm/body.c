@@ -211,6 +211,11 @@ sp_status body_collectives(comm *c, void *unused) {
         TRY(moves(c, min64(counts[n], 4099)));
         TRY(comm_barrier(c));
     }
+    if (c->size <= 4) { /* larger than what mpi stages at once, by more than one piece and not a whole number of them */
+        TRY(reductions(c, DT_F32, COMM_SUM, 300007, true));
+        TRY(reductions(c, DT_BF16, COMM_MAX, 600011, false));
+        TRY(scattered(c, DT_F64, 70001, false));
+    }
     return nan_max(c);
 }
 
@@ -286,7 +291,7 @@ sp_status body_stats(comm *c, void *unused) {
 }
 
 sp_status body_hash(comm *c, void *hash) {
-    static const int64_t counts[] = {1, 5, 300, 1027, 4096, 131071};
+    static const int64_t counts[] = {1, 5, 300, 1027, 4096, 131071, 300007};
     uint64_t h = HASH_INIT, all[64] = {0};
     for (int t = 0; t < 2; t++)
         for (size_t n = 0; n < sizeof counts / sizeof *counts; n++) {

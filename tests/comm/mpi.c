@@ -39,7 +39,11 @@ static sp_status run(comm *c, const char *mode) {
         return c->rank == 1 ? comm_all_gather(c, a, b, 8) : comm_all_to_all(c, a, b, 8);
     }
     if (strcmp(mode, "truncate") == 0) {
-        TRY(comm_broadcast(c, a, c->rank == 0 ? 100 : 10, 0));
+        comm *other; /* the failure ends the job, not just the communicator that met it */
+        TRY(comm_split(c, 0, c->rank, &other));
+        sp_status ok = comm_broadcast(other, a, c->rank == 0 ? 100 : 10, 0);
+        if (ok != SP_OK && (comm_barrier(c) != SP_FAIL || !strstr(err_text(), "after an earlier failure: ")))
+            FAIL("the job goes on after an MPI error");
         return comm_barrier(c);
     }
     FAIL("no mode '%s'", mode);

@@ -29,7 +29,7 @@ ends() { # ends MODE PATTERN
 }
 ends abort 'rank 1 failed: disk 7 is full'
 ends kill 'rank 1 .*signal 9|Killed \(signal 9\)'
-ends truncate 'rank [123] failed: rank [123] called broadcast of 10 bytes from rank 0: MPI failed: .*trunc'
+ends truncate 'rank [123] failed: after an earlier failure: rank [123] called broadcast of 10 bytes from rank 0: MPI failed: .*trunc'
 export AUTOSP_COMM_CHECK=1
 different='the ranks of one communicator made different calls: rank 1 called all_gather of 8 bytes, rank 0'
 ends mismatch "$different"
