@@ -1,0 +1,120 @@
+/* lower_check.c - which nodes matter, and which of them cannot be lowered: found before anything is built, so that one
+ * message names every operator that is missing. */
+#include "import/lower.h"
+
+/* ---- liveness --------------------------------------------------------------------------------------------- */
+
+static bool is_inplace(const char *target) {
+    /* torch.ops.aten.add_.Tensor, but not __and__ */
+    const char *end = strrchr(target, '.');
+    return end && end - target >= 2 && end[-1] == '_' && end[-2] != '_';
+}
+
+static void need(strmap *needed, const char *name) {
+    if (name) strmap_put(needed, name, 1);
+}
+
+static void need_arg(strmap *needed, const pt2_arg *a) {
+    if (a->kind == PT2_TENSOR || a->kind == PT2_SYM_INT) need(needed, a->name);
+    for (int i = 0; a->kind == PT2_TENSORS && i < a->n; i++) need(needed, a->names[i]);
+    for (int i = 0; (a->kind == PT2_INTS || a->kind == PT2_SYM_INTS) && i < a->n; i++) need(needed, a->syms[i].name);
+}
+
+static bool is_needed(const strmap *needed, const pt2_arg *a) {
+    if (a->kind == PT2_TENSOR || a->kind == PT2_SYM_INT) return strmap_get(needed, a->name, NULL);
+    for (int i = 0; a->kind == PT2_TENSORS && i < a->n; i++)
+        if (a->names[i] && strmap_get(needed, a->names[i], NULL)) return true;
+    return false;
+}
+
+bool *lo_live_nodes(arena *a, const pt2_graph *pg) {
+    bool *live = ARENA_ARRAY(a, bool, pg->n_nodes);
+    strmap *needed = strmap_new(a);
+    for (int i = 0; i < pg->n_out; i++) need_arg(needed, &pg->out[i]);
+    for (int i = pg->n_nodes - 1; i >= 0; i--) {
+        const pt2_node *n = &pg->nodes[i];
+        live[i] = is_inplace(n->target);
+        for (int k = 0; k < n->n_out; k++) live[i] |= is_needed(needed, &n->out[k]);
+        for (int k = 0; live[i] && k < n->n_in; k++) need_arg(needed, &n->in[k].arg);
+    }
+    return live;
+}
+
+/* ---- the report -------------------------------------------------------------------------------------------- */
+
+typedef struct problem {
+    const char *what, *where;
+    int count;
+} problem;
+
+typedef struct report {
+    lower *L;
+    strmap *seen;
+    VEC(problem) list;
+} report;
+
+static void complain(report *r, const pt2_node *n, const char *what) {
+    int64_t i;
+    if (strmap_get(r->seen, what, &i)) {
+        r->list.data[i].count++;
+        return;
+    }
+    strmap_put(r->seen, what, r->list.n);
+    problem p = {what, pt2_source(r->L->a, n), 1};
+    vec_push(r->L->a, &r->list, p);
+}
+
+static double number(const pt2_arg *a, double absent) {
+    return !a || a->kind == PT2_NONE ? absent : a->kind == PT2_FLOAT ? a->f : (double)a->i;
+}
+
+/* The probability of an active dropout in N, else 0. */
+static double dropout(const pt2_node *n) {
+    if (strstr(n->target, "dropout.default")) {
+        const pt2_arg *train = pt2_find_arg(n, "train");
+        return train && train->kind == PT2_BOOL && !train->i ? 0 : number(pt2_find_arg(n, "p"), 0.5);
+    }
+    return strstr(n->target, "scaled_dot_product") ? number(pt2_find_arg(n, "dropout_p"), 0) : 0;
+}
+
+static void check_graph(report *r, const pt2_graph *pg) {
+    arena *scratch = arena_new();
+    const bool *live = lo_live_nodes(scratch, pg);
+    for (int i = 0; i < pg->n_nodes; i++) {
+        const pt2_node *n = &pg->nodes[i];
+        bool inplace;
+        if (!live[i]) continue;
+        double p = dropout(n);
+        if (p > 0)
+            complain(r, n,
+                     arena_printf(r->L->a, "dropout with probability %g, which is active (export with dropout 0)", p));
+        if (lo_is_region(n->target)) {
+            for (int k = 0; k < n->n_in; k++)
+                if (n->in[k].arg.kind == PT2_GRAPH) check_graph(r, n->in[k].arg.graph);
+        } else if (!lo_find_row(r->L, n->target, &inplace)) {
+            const char *name = strncmp(n->target, "torch.ops.", 10) ? n->target : n->target + 10;
+            if (strstr(name, "checkpoint"))
+                name = arena_printf(r->L->a, "%s (export without gradient checkpointing)", name);
+            complain(r, n, name);
+        }
+    }
+    arena_free(scratch);
+}
+
+sp_status lo_check_operators(lower *L) {
+    report r = {.L = L, .seen = strmap_new(L->a)};
+    check_graph(&r, L->p->graph);
+    if (r.list.n == 0) return SP_OK;
+    buf b = {0};
+    for (int i = 0; i < r.list.n; i++) {
+        const problem *p = &r.list.data[i];
+        buf_printf(&b, "%s%s (%d time%s%s%s)", i ? "; " : "", p->what, p->count, p->count > 1 ? "s" : "",
+                   !*p->where     ? ""
+                   : p->count > 1 ? ", first at "
+                                  : ", at ",
+                   p->where);
+    }
+    err_set("%s: this model uses operators that are not supported: %s", L->p->path, b.data);
+    buf_free(&b);
+    return SP_FAIL;
+}

@@ -1,0 +1,207 @@
+/* lower_nn.c - layers: embeddings, norms, dropout, attention and losses. */
+#include "import/lower.h"
+
+#include <math.h>
+
+static void embedding(lower *L, const lo_row *row) {
+    (void)row;
+    ir_val w = lo_tensor(L, "weight"), ids = lo_cast(L, lo_tensor(L, "indices"), DT_I64);
+    int64_t pad = lo_int(L, "padding_idx", -1);
+    if (lo_bool(L, "scale_grad_by_freq", false)) return lo_fail(L, "an embedding with scale_grad_by_freq");
+    lo_return(L, 0,
+              pad >= 0 ? lo_op2(L, OP_embedding, w, ids, ATTRS(A_I("pad", pad)))
+                       : lo_op2(L, OP_embedding, w, ids, NO_ATTRS));
+}
+
+/* ---- norms ----------------------------------------------------------------------------------------------- */
+
+/* The rows to normalise as one last dimension; WEIGHT and BIAS likewise, filled in where absent. */
+static ir_val rows(lower *L, ir_val x, int n, ir_type *back) {
+    *back = *lo_type(L, x);
+    if (n < 1 || n > back->rank) return lo_fail(L, "it normalises %d dimensions of %d", n, back->rank), -1;
+    ir_dim size[IR_MAX_RANK];
+    int lead = back->rank - n;
+    for (int i = 0; i < lead; i++) size[i] = back->dim[i];
+    size[lead] = 1;
+    for (int i = lead; i < back->rank; i++) size[lead] = dim_mul(L->g, size[lead], back->dim[i]);
+    return lo_reshape(L, x, lead + 1, size);
+}
+
+static ir_val row_weight(lower *L, const char *name, ir_val x, double absent) {
+    const ir_type t = *lo_type(L, x);
+    if (t.rank < 1) return -1;
+    ir_val w = lo_optional_tensor(L, name);
+    if (L->failed) return -1;
+    return w < 0 ? lo_fill(L, t.t, absent, 1, &t.dim[t.rank - 1])
+                 : lo_reshape(L, lo_cast(L, w, t.t), 1, &t.dim[t.rank - 1]);
+}
+
+static void layer_norm(lower *L, const lo_row *row) {
+    (void)row;
+    ir_dim shape[IR_MAX_RANK];
+    int n = lo_sizes(L, "normalized_shape", IR_MAX_RANK, shape);
+    ir_type t;
+    ir_val x = rows(L, lo_tensor(L, "input"), n, &t);
+    ir_val in[3] = {x, row_weight(L, "weight", x, 1), row_weight(L, "bias", x, 0)};
+    ir_val y = lo_emit(L, OP_layernorm, in, 3, ATTRS(A_F("eps", lo_float(L, "eps", 1e-5))), NULL);
+    lo_return(L, 0, lo_reshape(L, y, t.rank, t.dim));
+    if (L->n->n_out < 2 || L->failed) return;
+    /* native_layer_norm: mean and rstd keep their dimension */
+    for (int i = t.rank - n; i < t.rank; i++) t.dim[i] = 1;
+    lo_return(L, 1, lo_reshape(L, y + 1, t.rank, t.dim));
+    if (L->n->n_out > 2) lo_return(L, 2, lo_reshape(L, y + 2, t.rank, t.dim));
+}
+
+static void rms_norm(lower *L, const lo_row *row) {
+    (void)row;
+    ir_dim shape[IR_MAX_RANK];
+    int n = lo_sizes(L, "normalized_shape", IR_MAX_RANK, shape);
+    ir_type t;
+    ir_val x = rows(L, lo_tensor(L, "input"), n, &t), w = row_weight(L, "weight", x, 1);
+    double machine = t.t == DT_F64   ? 0x1p-52
+                     : t.t == DT_F32 ? 0x1p-23
+                                     : 0x1p-7; /* PyTorch's eps when None: of the type */
+    ir_val y = lo_op2(L, OP_rmsnorm, x, w, ATTRS(A_F("eps", lo_float(L, "eps", machine))));
+    lo_return(L, 0, lo_reshape(L, y, t.rank, t.dim));
+}
+
+/* ---- dropout --------------------------------------------------------------------------------------------- */
+
+/* dropout(input, p, train); active dropout was refused before lowering began (lower.c) */
+static void dropout(lower *L, const lo_row *row) {
+    (void)row;
+    lo_return(L, 0, lo_tensor(L, "input"));
+}
+
+/* ---- attention ------------------------------------------------------------------------------------------- */
+
+/* scaled_dot_product_attention: (B, H, S, D) operands; ours are (B, S, H, D). */
+static void attention(lower *L, const lo_row *row) {
+    (void)row;
+    ir_val q = lo_tensor(L, "query"), k = lo_tensor(L, "key"), v = lo_tensor(L, "value");
+    ir_val mask = lo_optional_tensor(L, "attn_mask");
+    const ir_type t = *lo_type(L, q), tk = *lo_type(L, k);
+    if (L->failed) return;
+    if (t.rank != 4 || tk.rank != 4 || lo_type(L, v)->rank != 4)
+        return lo_fail(L, "attention of rank %d; it must be (batch, heads, sequence, head size)", t.rank);
+    int64_t d;
+    if (!dim_value(L->g, t.dim[3], &d) || d < 1) return lo_fail(L, "attention with a head size that is not constant");
+    /* one key head broadcasts; more than one, but fewer than query heads, must be asked for */
+    if (t.dim[1] != tk.dim[1] && tk.dim[1] != 1 && !lo_bool(L, "enable_gqa", false))
+        return lo_fail(L, "attention with fewer key than query heads, without enable_gqa");
+    ir_attr attr[5];
+    int n = 0;
+    attr[n++] = A_F("scale", lo_float(L, "scale", 1 / sqrt((double)d)));
+    if (lo_bool(L, "is_causal", false)) attr[n++] = A_I("causal", 1);
+    ir_val in[4] = {lo_swap(L, q, 1, 2), lo_swap(L, k, 1, 2), lo_swap(L, v, 1, 2)};
+    int nin = 3;
+    if (mask >= 0) {
+        const ir_type m = *lo_type(L, mask);
+        ir_dim size[4] = {1, 1, 1, 1};
+        if (m.rank > 4) return lo_fail(L, "an attention mask of rank %d", m.rank);
+        for (int i = 0; i < m.rank; i++) size[4 - m.rank + i] = m.dim[i];
+        const ir_dim want[4] = {t.dim[0], t.dim[1], t.dim[2], tk.dim[2]};
+        for (int i = 0; i < 4; i++)
+            if (size[i] != 1 && size[i] != want[i]) return lo_fail(L, "an attention mask that does not fit the scores");
+        in[nin++] = lo_reshape(L, m.t == DT_BOOL ? mask : lo_cast(L, mask, t.t), 4, size);
+        attr[n++] = A_S("side", "bhqk");
+        attr[n++] = A_S("roles", m.t == DT_BOOL ? "mask" : "bias");
+    }
+    ir_val o = lo_emit(L, OP_attention, in, nin, attr, n, NULL);
+    lo_return(L, 0, lo_swap(L, o, 1, 2));
+    if (L->n->n_out > 1 && !L->failed) lo_return(L, 1, o + 1);
+}
+
+/* ---- losses ----------------------------------------------------------------------------------------------- */
+
+enum { REDUCE_NONE, REDUCE_MEAN, REDUCE_SUM };
+
+/* Do the labels reach V through a shift (a slice that drops the first, or padding)? */
+static bool is_shifted(lower *L, ir_val v) {
+    while (v >= 0) {
+        const ir_node *n = ir_def(L->g, v);
+        const ir_dim *range;
+        if (n->op == OP_pad || n->op == OP_concat) return true;
+        if (n->op == OP_slice && ir_dims(n, "range", &range) == 2 && range[0] != 0) return true;
+        if (n->nin != 1) return false;
+        v = n->in[0];
+    }
+    return false;
+}
+
+static void reduce_loss(lower *L, ir_val loss, ir_val labels, int64_t ignore, int64_t how) {
+    int dims[IR_MAX_RANK], n = lo_type(L, loss)->rank;
+    if (how == REDUCE_NONE) return lo_return(L, 0, loss);
+    for (int i = 0; i < n; i++) dims[i] = i;
+    ir_val sum = lo_sum(L, loss, n, dims, false);
+    if (how == REDUCE_SUM) return lo_return(L, 0, sum);
+    ir_val valid = lo_cast(L, lo_with_number(L, OP_ne, labels, (double)ignore), lo_type(L, loss)->t);
+    ir_val count = lo_sum(L, valid, n, dims, false);
+    lo_return(L, 0, lo_op2(L, OP_div, sum, count, NO_ATTRS));
+    if (L->n->n_out > 1) lo_return(L, 1, count); /* nll_loss_forward's total weight */
+}
+
+static bool loss_arguments(lower *L, ir_val *logits, ir_val *labels) {
+    *logits = lo_tensor(L, "self");
+    *labels = lo_tensor(L, "target");
+    if (lo_arg(L, "weight")) lo_fail(L, "cross-entropy with class weights");
+    if (lo_float(L, "label_smoothing", 0) != 0) lo_fail(L, "cross-entropy with label smoothing");
+    const ir_type x = *lo_type(L, *logits), y = *lo_type(L, *labels);
+    if (!L->failed && dtype_is_float(y.t)) lo_fail(L, "cross-entropy with probabilities as labels");
+    if (!L->failed && (x.rank < 1 || x.rank != y.rank + 1))
+        lo_fail(L, "cross-entropy of logits and labels that do not fit");
+    if (L->failed) return false;
+    *labels = lo_cast(L, *labels, DT_I64);
+    L->shift_seen |= is_shifted(L, *labels);
+    if (x.rank > 2) { /* classes are dimension 1: put them last */
+        int perm[IR_MAX_RANK];
+        for (int i = 0; i < x.rank; i++) perm[i] = i == 0 ? 0 : i == x.rank - 1 ? 1 : i + 1;
+        *logits = lo_permute(L, *logits, perm);
+    }
+    return !L->failed;
+}
+
+static void cross_entropy(lower *L, const lo_row *row) {
+    (void)row;
+    ir_val logits, labels;
+    if (!loss_arguments(L, &logits, &labels)) return;
+    int64_t ignore = lo_int(L, "ignore_index", -100);
+    ir_val loss = lo_op2(L, OP_xent, logits, labels, ATTRS(A_I("ignore", ignore)));
+    reduce_loss(L, loss, labels, ignore, lo_int(L, "reduction", REDUCE_MEAN));
+}
+
+/* Negative log likelihood of log-probabilities: minus the one at the label, 0 where ignored. */
+static void nll_loss(lower *L, const lo_row *row) {
+    (void)row;
+    ir_val logp, labels;
+    if (!loss_arguments(L, &logp, &labels)) return;
+    int64_t ignore = lo_int(L, "ignore_index", -100);
+    ir_val valid = lo_with_number(L, OP_ne, labels, (double)ignore);
+    ir_type t = *lo_type(L, labels);
+    ir_val at = lo_select(L, valid, labels, lo_number(L, DT_I64, 0));
+    t.dim[t.rank] = 1;
+    at = lo_reshape(L, at, t.rank + 1, t.dim);
+    ir_val p = lo_op2(L, OP_gather, logp, at, ATTRS(A_I("dim", t.rank)));
+    ir_val loss = lo_op1(L, OP_neg, lo_reshape(L, p, t.rank, t.dim), NO_ATTRS);
+    loss = lo_select(L, valid, loss, lo_number(L, lo_type(L, loss)->t, 0));
+    reduce_loss(L, loss, labels, ignore, lo_int(L, "reduction", REDUCE_MEAN));
+}
+
+const lo_row lower_nn[] = {
+    {"aten.embedding.default", embedding, 0, 0},
+    {"aten.layer_norm.default", layer_norm, 0, 0},
+    {"aten.native_layer_norm.default", layer_norm, 0, 0},
+    {"aten.rms_norm.default", rms_norm, 0, 0},
+    {"aten._fused_rms_norm.default", rms_norm, 0, 0},
+    {"aten.dropout.default", dropout, 0, ROW_MAYBE},
+    {"aten.feature_dropout.default", dropout, 0, ROW_MAYBE},
+    {"aten.native_dropout.default", dropout, 0, 0},
+    {"aten.scaled_dot_product_attention.default", attention, 0, 0},
+    {"aten._scaled_dot_product_flash_attention_for_cpu.default", attention, 0, 0},
+    {"aten._scaled_dot_product_efficient_attention.default", attention, 0, 0},
+    {"aten.cross_entropy_loss.default", cross_entropy, 0, ROW_TYPE},
+    {"aten.nll_loss.default", nll_loss, 0, ROW_TYPE},
+    {"aten.nll_loss_nd.default", nll_loss, 0, ROW_TYPE},
+    {"aten.nll_loss_forward.default", nll_loss, 0, ROW_TYPE},
+    {NULL, NULL, 0, 0},
+};
