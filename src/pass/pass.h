@@ -37,4 +37,13 @@ sp_status pass_shard(const ir_graph *g, const pass_options *o, ir_graph **out) S
 /* diff.c: forward -> joint graph: outputs loss_sum and count, `accum` of every trainable parameter's gradient. */
 sp_status pass_diff(const ir_graph *g, ir_graph **out) SP_NODISCARD;
 
+/* ---- pipeline.c ------------------------------------------------------------------------------- */
+
+/* Called after each pass, for dumps. */
+typedef void pass_after(void *ctx, const char *pass, const ir_graph *g);
+/* Imported graph to joint graph: all passes above, in order, verified after each. after may be NULL. */
+sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_after *after, void *ctx,
+                        ir_graph **joint) SP_NODISCARD;
+extern const char *const pass_names[]; /* in order, NULL at the end */
+
 #endif

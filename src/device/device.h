@@ -1,0 +1,50 @@
+/* device.h - what executes an instruction: one table of kernels per device, one call record per instruction.
+ *
+ * A device knows nothing of plans or passes. The runtime fills a dev_call per instruction once, at set-up, and then
+ * only runs the list. `ref` is plain C in double arithmetic, the oracle; `cpu` overrides what is worth it; collectives
+ * work on host memory and are shared (coll.c).
+ */
+#ifndef AUTOSP_DEVICE_H
+#define AUTOSP_DEVICE_H
+
+#include "comm/comm.h"
+#include "device/tensor.h"
+#include "ir/ir.h"
+
+typedef struct dev_call {
+    ir_op op;
+    const ir_node *node; /* attributes and source; its shapes are global, the tensors below are local */
+    int nin, nout;
+    tensor *in, *out;
+    bool accumulate; /* add to out instead of overwriting it */
+    void *work;      /* workspace, 64-byte aligned; contents are lost between calls */
+    int64_t work_bytes;
+    struct comm *comm; /* collectives: the ranks of the mesh axis */
+    axis_layout from, to;
+    int64_t offset; /* iota: the first index; attention: position of query row 0 among the keys */
+    int threads;    /* the team that runs it */
+    void *state;    /* the device's own, made by prepare */
+} dev_call;
+
+typedef sp_status dev_fn(dev_call *c);
+
+typedef struct device {
+    const char *name;
+    dev_fn *const *table; /* by op; NULL entries: the op has no instructions */
+    /* Workspace in bytes of a call whose tensors have no data yet; c->work is not set. May not fail. */
+    int64_t (*workspace)(const dev_call *c);
+    /* Makes c->state (NULL allowed), once, with data pointers known. release frees it. */
+    sp_status (*prepare)(dev_call *c);
+    void (*release)(dev_call *c);
+} device;
+
+extern const device device_ref, device_cpu;
+
+/* "ref", "cpu"; NULL when there is none of that name. */
+const device *device_find(const char *name);
+
+/* coll.c: collectives over host memory, for every device that lives there. */
+sp_status coll_run(dev_call *c);
+int64_t coll_workspace(const dev_call *c);
+
+#endif

@@ -1,0 +1,268 @@
+/* exec.c - the arena, the call records, and the loop over them. */
+#include "exec/exec_impl.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+typedef struct call {
+    dev_call c;
+    dev_fn *run;
+} call;
+
+struct exec {
+    const plan *p;
+    exec_options o;
+    arena *a;
+    char *base;
+    int64_t bytes;
+    call *calls[PROG_COUNT_OF];
+};
+
+static int coordinate(const exec *e) { return comm_rank(e->o.comm); }
+
+static void *address(const exec *e, const plan_tensor *w) {
+    return e->base + e->p->bufs.data[w->buf].offset +
+           (w->offset + w->rank_step * coordinate(e)) * dtype_size(w->t.type);
+}
+
+static void fill_call(dev_call *c, const plan_instr *i, tensor *tensors) {
+    *c = (dev_call){.op = i->op,
+                    .node = i->node,
+                    .nin = i->nin,
+                    .nout = i->nout,
+                    .accumulate = i->accumulate,
+                    .from = i->from,
+                    .to = i->to,
+                    .in = tensors,
+                    .out = tensors + i->nin};
+    for (int k = 0; k < i->nin; k++) c->in[k] = i->in[k].t;
+    for (int k = 0; k < i->nout; k++) c->out[k] = i->out[k].t;
+}
+
+int64_t exec_workspace(void *ctx, const plan_instr *i) {
+    const exec_options *o = ctx;
+    tensor *tensors = calloc((size_t)(i->nin + i->nout), sizeof *tensors);
+    ASSERT(tensors);
+    dev_call c;
+    fill_call(&c, i, tensors);
+    c.threads = o->threads;
+    int64_t bytes = o->dev->workspace(&c);
+    free(tensors);
+    return bytes;
+}
+
+static sp_status map_arena(exec *e) {
+    e->bytes = round_up(max64(e->p->memory.arena, 1), sysconf(_SC_PAGESIZE));
+    void *m = mmap(NULL, (size_t)e->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char text[24];
+    CHECK(m != MAP_FAILED, "cannot map the plan's arena of %s: %s; lower --memory, --seq or --batch",
+          human_bytes(e->bytes, text), strerror(errno));
+    e->base = m;
+    return SP_OK;
+}
+
+static void write_literals(exec *e) {
+    const plan *p = e->p;
+    for (int i = 0; i < p->const_at.n; i++) {
+        const plan_tensor *w = &p->const_at.data[i];
+        const ir_node *n = p->const_node.data[i];
+        tensor t = w->t;
+        t.data = address(e, w);
+        const ir_attr *data = n->op == OP_fill ? NULL : ir_find_attr(n, "data");
+        int64_t count = data ? tensor_numel(&t) : 1;
+        ASSERT(!data || data->n == count);
+        for (int64_t k = 0; k < count; k++) {
+            double v = data ? data->data[k] : ir_float(n, "value", 0);
+            switch (t.type) {
+            case DT_F32:
+                ((float *)t.data)[k] = (float)v;
+                break;
+            case DT_F64:
+                ((double *)t.data)[k] = v;
+                break;
+            case DT_I64:
+                ((int64_t *)t.data)[k] = (int64_t)v;
+                break;
+            case DT_I32:
+                ((int32_t *)t.data)[k] = (int32_t)v;
+                break;
+            case DT_BOOL:
+                ((uint8_t *)t.data)[k] = v != 0;
+                break;
+            case DT_BF16: {
+                float f = (float)v;
+                uint32_t u;
+                memcpy(&u, &f, 4);
+                u += 0x7fff + ((u >> 16) & 1);
+                ((uint16_t *)t.data)[k] = (uint16_t)(u >> 16);
+                break;
+            }
+            case DT_F16:
+            case DT_COUNT:
+                ASSERT(!"no literal has this type");
+            }
+        }
+    }
+}
+
+static sp_status prepare(exec *e, int program) {
+    const plan_program *pr = &e->p->program[program];
+    e->calls[program] = ARENA_ARRAY(e->a, call, pr->instrs.n);
+    for (int i = 0; i < pr->instrs.n; i++) {
+        const plan_instr *in = &pr->instrs.data[i];
+        call *k = &e->calls[program][i];
+        fill_call(&k->c, in, ARENA_ARRAY(e->a, tensor, in->nin + in->nout));
+        for (int j = 0; j < in->nin; j++) k->c.in[j].data = address(e, &in->in[j]);
+        for (int j = 0; j < in->nout; j++) k->c.out[j].data = address(e, &in->out[j]);
+        k->c.threads = e->o.threads;
+        k->c.comm = e->o.comm;
+        k->c.offset = in->rank_offset * coordinate(e);
+        if (in->work >= 0) {
+            k->c.work = e->base + e->p->bufs.data[in->work].offset;
+            k->c.work_bytes = e->p->bufs.data[in->work].bytes;
+        }
+        k->run = e->o.dev->table[in->op];
+        CHECK(k->run, "the device '%s' has no kernel for %s", e->o.dev->name, op_table[in->op].name);
+        TRY_NOTE(e->o.dev->prepare(&k->c), "preparing %s", op_table[in->op].name);
+    }
+    return SP_OK;
+}
+
+/* All ranks must run the same plan: all_reduce of hash and its complement by maximum shows any difference. */
+static sp_status compare_hash(const exec *e) {
+    int64_t mine[2] = {(int64_t)(e->p->hash >> 1), -(int64_t)(e->p->hash >> 1)}, top[2];
+    TRY(comm_all_reduce(e->o.comm, mine, top, 2, DT_I64, COMM_MAX));
+    CHECK(top[0] == -top[1],
+          "rank %d compiled another plan than the others (%016llx); do all ranks run the same binary "
+          "with the same options and model?",
+          comm_rank(e->o.comm), (unsigned long long)e->p->hash);
+    return SP_OK;
+}
+
+sp_status exec_new(const plan *p, const exec_options *o, exec **out) {
+    int size = 1;
+    for (int a = 0; a < p->mesh.naxes; a++) size *= p->mesh.axis[a].size;
+    CHECK(size == comm_size(o->comm), "the plan is for %d ranks, but %d run", size, comm_size(o->comm));
+    arena *a = arena_new();
+    exec *e = ARENA_NEW(a, exec);
+    *e = (exec){.p = p, .o = *o, .a = a};
+    *out = e;
+    sp_status s = compare_hash(e);
+    if (s == SP_OK) s = map_arena(e);
+    if (s == SP_OK) write_literals(e);
+#ifdef _OPENMP
+    omp_set_num_threads(o->threads);
+#endif
+    for (int g = 0; g < PROG_COUNT_OF && s == SP_OK; g++) s = prepare(e, g);
+    int64_t staging = 0;
+    for (int g = 0; g < PROG_COUNT_OF; g++)
+        for (int i = 0; i < p->program[g].instrs.n; i++)
+            if (p->program[g].instrs.data[i].axis >= 0) {
+                const tensor *x = &p->program[g].instrs.data[i].in[0].t, *y = &p->program[g].instrs.data[i].out[0].t;
+                staging =
+                    max64(staging, max64(tensor_numel(x) * dtype_size(x->type), tensor_numel(y) * dtype_size(y->type)));
+            }
+    staging = max64(staging, min64(p->memory.section[SEC_GRAD], REDUCE_CHUNK));
+    if (s == SP_OK && size > 1) s = comm_reserve(o->comm, staging);
+    if (s != SP_OK) {
+        exec_free(e);
+        *out = NULL;
+    }
+    return s;
+}
+
+void exec_free(exec *e) {
+    if (!e) return;
+    for (int g = 0; g < PROG_COUNT_OF; g++)
+        for (int i = 0; e->calls[g] && i < e->p->program[g].instrs.n; i++)
+            if (e->calls[g][i].run) e->o.dev->release(&e->calls[g][i].c);
+    if (e->base) munmap(e->base, (size_t)e->bytes);
+    arena_free(e->a);
+}
+
+static void *at(exec *e, int buf_id) { return buf_id < 0 ? NULL : e->base + e->p->bufs.data[buf_id].offset; }
+void *exec_param(exec *e, int i) { return at(e, e->p->params.data[i].buf); }
+void *exec_grad(exec *e, int i) { return at(e, e->p->params.data[i].grad); }
+void *exec_moment(exec *e, int i, int which) { return at(e, which ? e->p->params.data[i].v : e->p->params.data[i].m); }
+
+sp_status exec_set_input(exec *e, const char *name, const int64_t *data, int64_t pad) {
+    for (int i = 0; i < e->p->inputs.n; i++) {
+        const plan_input *in = &e->p->inputs.data[i];
+        if (strcmp(in->name, name) != 0) continue;
+        CHECK(in->type.t == DT_I64 && in->type.rank == 2, "the model's input '%s' is not a matrix of integers", name);
+        int64_t *dst = at(e, in->buf), rows = in->type.dim[0], cols = in->type.dim[1];
+        int64_t valid = in->seq_dim == 1 ? e->p->seq_valid : cols;
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < cols; c++) dst[r * cols + c] = c < valid ? data[r * valid + c] : pad;
+        return SP_OK;
+    }
+    FAIL("the model has no input '%s'", name);
+}
+
+static sp_status run(exec *e, int program, double *result) {
+    const plan_program *pr = &e->p->program[program];
+#ifdef _OPENMP
+    omp_set_num_threads(e->o.threads);
+#endif
+    for (int i = 0; i < pr->instrs.n; i++) {
+        call *k = &e->calls[program][i];
+        if (k->run(&k->c) != SP_OK)
+            return err_note("%s%s%s", op_table[k->c.op].name, k->c.node && k->c.node->src ? " at " : "",
+                            k->c.node && k->c.node->src ? k->c.node->src : "");
+    }
+    const void *r = address(e, &pr->result);
+    switch (pr->result.t.type) {
+    case DT_F64:
+        *result = *(const double *)r;
+        break;
+    case DT_F32:
+        *result = *(const float *)r;
+        break;
+    case DT_I64:
+        *result = (double)*(const int64_t *)r;
+        break;
+    default:
+        FAIL("the loss is of type %s", dtype_name(pr->result.t.type));
+    }
+    return SP_OK;
+}
+
+sp_status exec_count(exec *e, double *count) { return run(e, PROG_COUNT, count); }
+
+sp_status exec_step(exec *e, double inv_count, double *loss_sum) {
+    for (int i = 0; i < e->p->inputs.n; i++) {
+        const plan_input *in = &e->p->inputs.data[i];
+        if (strcmp(in->name, "inv_count") != 0) continue;
+        if (in->type.t == DT_F64)
+            *(double *)at(e, in->buf) = inv_count;
+        else
+            *(float *)at(e, in->buf) = (float)inv_count;
+    }
+    return run(e, PROG_STEP, loss_sum);
+}
+
+int64_t exec_touched_bytes(const exec *e) {
+    int64_t page = sysconf(_SC_PAGESIZE), pages = e->bytes / page, touched = 0;
+    enum { CHUNK = 4096 };
+    unsigned char in_core[CHUNK];
+    for (int64_t p = 0; p < pages; p += CHUNK) {
+        int64_t n = min64(CHUNK, pages - p);
+        if (mincore(e->base + p * page, (size_t)(n * page), in_core) != 0) return -1;
+        for (int64_t k = 0; k < n; k++) touched += in_core[k] & 1;
+    }
+    return touched * page;
+}
+
+void *exec_arena(const exec *e, int64_t *bytes) {
+    *bytes = e->bytes;
+    return e->base;
+}
+
+const plan *exec_plan(const exec *e) { return e->p; }
+comm *exec_comm(exec *e) { return e->o.comm; }

@@ -1,0 +1,65 @@
+/* exec.h - runs a plan on one rank: maps the arena, prepares the kernels once, then only runs lists of calls.
+ *
+ * An exec belongs to one rank and one thread. Calls marked collective must be made by all ranks of the communicator in
+ * the same order. After exec_new a step allocates nothing.
+ */
+#ifndef AUTOSP_EXEC_H
+#define AUTOSP_EXEC_H
+
+#include "device/device.h"
+#include "plan/plan.h"
+
+typedef struct exec exec;
+
+typedef struct exec_options {
+    const device *dev;
+    comm *comm;  /* the mesh's one axis; its size is the plan's; borrowed */
+    int threads; /* of this rank's kernels; >= 1 */
+} exec_options;
+
+/* For plan_options: what the device's kernels need as workspace. ctx: an exec_options (dev and threads are read). */
+int64_t exec_workspace(void *ctx, const plan_instr *i);
+
+/* Maps the arena (zeroed), writes literals, prepares kernels. Collective: compares the plan's hash on all ranks.
+ * The plan is borrowed and must outlive the exec. Free with exec_free. */
+sp_status exec_new(const plan *p, const exec_options *o, exec **out) SP_NODISCARD;
+void exec_free(exec *e); /* NULL allowed */
+
+/* Windows into the arena: parameter i's master values, gradient and moments; NULL when it has none. Contiguous,
+ * row-major, of the plan's type (parameters of other types: plan_param.type). Owned by the exec. */
+void *exec_param(exec *e, int i);
+void *exec_grad(exec *e, int i);
+void *exec_moment(exec *e, int i, int which); /* 0: m, 1: v */
+
+/* Copies one microbatch of an integer input: data is (B, S) of the user's S; rows are padded to the plan's S with
+ * `pad`. Fails when the plan has no such input. */
+sp_status exec_set_input(exec *e, const char *name, const int64_t *data, int64_t pad) SP_NODISCARD;
+
+/* The label count of the microbatch that is set. Not collective: labels are whole on every rank. */
+sp_status exec_count(exec *e, double *count) SP_NODISCARD;
+/* Forward, backward and accumulation of the microbatch that is set; *loss_sum is this rank's part of the sum of losses
+ * (exec_reduce_sum adds them). Collective. */
+sp_status exec_step(exec *e, double inv_count, double *loss_sum) SP_NODISCARD;
+void exec_zero_grads(exec *e);
+/* Adds the ranks' partial gradients up; after it every rank holds the whole gradient. Collective. */
+sp_status exec_reduce_grads(exec *e) SP_NODISCARD;
+/* Adds the ranks' parts of loss_sum (when the plan says that they are parts). Collective. */
+sp_status exec_reduce_sum(exec *e, double *loss_sum) SP_NODISCARD;
+/* Euclidean norm of all gradients together (after exec_reduce_grads; the same on all ranks). */
+double exec_grad_norm(const exec *e);
+
+/* AdamW, decoupled weight decay, moments in the plan's type; formulas as torch.optim.AdamW. step counts from 1. */
+typedef struct exec_adamw_options {
+    double lr, beta1, beta2, eps, weight_decay, grad_scale;
+    bool decay_all; /* else only parameters of rank >= 2 decay */
+    int64_t step;
+} exec_adamw_options;
+void exec_adamw(exec *e, const exec_adamw_options *o);
+
+/* Pages of the arena that were ever touched, in bytes, asked of the kernel (mincore). */
+int64_t exec_touched_bytes(const exec *e);
+/* The address range of the arena. */
+void *exec_arena(const exec *e, int64_t *bytes);
+const plan *exec_plan(const exec *e);
+
+#endif

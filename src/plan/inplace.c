@@ -1,0 +1,61 @@
+/* inplace.c - results of element-wise instructions take over an operand's buffer.
+ *
+ *   before  i7 add b12 <- b10, b11        after  i7 add b10 <- b10, b11       (b10 is not read after i7)
+ *
+ * Safe iff: the instruction reads element i before it writes element i (element-wise ops; xent_grad, whose rows are
+ * read twice and then written), this is the operand's last use through any window, the operand's window is the whole
+ * buffer in row-major order, the sizes are equal, and no other operand looks at that buffer through another window.
+ * Done before placement, because it lowers the live-size bound that placement can only approach. (notes: XLA's buffer
+ * aliasing rules; one forward sweep suffices because a taken-over buffer ends exactly where its heir begins.)
+ */
+#include "plan/plan.h"
+
+static int find(int *heir, int b) {
+    while (heir[b] != b) b = heir[b] = heir[heir[b]];
+    return b;
+}
+
+static bool whole(const plan *p, const plan_tensor *w, int64_t bytes) {
+    const plan_buf *b = &p->bufs.data[w->buf];
+    return b->section == SEC_WORK && b->bytes == bytes && w->offset == 0 && w->rank_step == 0 &&
+           tensor_contiguous(&w->t) && tensor_numel(&w->t) * dtype_size(w->t.type) == bytes;
+}
+
+static bool may_overwrite(const plan_instr *i, int operand) {
+    if (i->op == OP_xent_grad) return operand == 0;
+    return i->op != OP_copy && (op_table[i->op].flags & F_ELT) != 0;
+}
+
+void plan_in_place(plan *p, int program) {
+    plan_program *pr = &p->program[program];
+    int n = p->bufs.n;
+    int *heir = ARENA_ARRAY(p->a, int, n), *last = ARENA_ARRAY(p->a, int, n);
+    for (int b = 0; b < n; b++) heir[b] = b;
+    for (int i = 0; i < pr->instrs.n; i++) {
+        const plan_instr *in = &pr->instrs.data[i];
+        for (int k = 0; k < in->nin; k++) last[in->in[k].buf] = i;
+        for (int k = 0; k < in->nout; k++) last[in->out[k].buf] = i;
+    }
+    if (pr->has_result) last[pr->result.buf] = pr->instrs.n;
+    for (int i = 0; i < pr->instrs.n; i++) {
+        plan_instr *in = &pr->instrs.data[i];
+        for (int k = 0; k < in->nin; k++) in->in[k].buf = find(heir, in->in[k].buf);
+        for (int k = 0; k < in->nout; k++) {
+            int out = in->out[k].buf = find(heir, in->out[k].buf);
+            int64_t bytes = p->bufs.data[out].bytes;
+            if (in->accumulate || !whole(p, &in->out[k], bytes)) continue;
+            for (int j = 0; j < in->nin; j++) {
+                int b = in->in[j].buf;
+                bool ok = may_overwrite(in, j) && last[b] == i && whole(p, &in->in[j], bytes) && b != out;
+                for (int x = 0; ok && x < in->nin; x++) ok = in->in[x].buf != b || whole(p, &in->in[x], bytes);
+                for (int x = 0; ok && x < k; x++) ok = in->out[x].buf != b;
+                if (!ok) continue;
+                heir[out] = b;
+                last[b] = last[out];
+                in->out[k].buf = b;
+                break;
+            }
+        }
+    }
+    pr->result.buf = find(heir, pr->result.buf);
+}

@@ -1,0 +1,166 @@
+/* layout.c - sections, lifetimes, offsets; the memory table; the plan as text.
+ *
+ * One arena holds everything of a rank: parameters, gradients, moments, literals, inputs, then the work area, which is
+ * placed by lifetime (place.c). `count` and `step` never run at once, so their work areas lie over each other.
+ */
+#include "plan/place.h"
+#include "plan/plan.h"
+
+enum { SECTION_ALIGN = 64, WORK_ALIGN = 256 };
+
+static void touch(plan *p, int id, int at) {
+    plan_buf *b = &p->bufs.data[id];
+    if (b->section != SEC_WORK) return;
+    if (b->first < 0) b->first = at;
+    b->last = at;
+}
+
+static void lifetimes(plan *p) {
+    for (int g = 0; g < PROG_COUNT_OF; g++) {
+        plan_program *pr = &p->program[g];
+        for (int i = 0; i < pr->instrs.n; i++) {
+            const plan_instr *in = &pr->instrs.data[i];
+            for (int k = 0; k < in->nin; k++) touch(p, in->in[k].buf, i);
+            for (int k = 0; k < in->nout; k++) touch(p, in->out[k].buf, i);
+            if (in->work >= 0) touch(p, in->work, i);
+        }
+        if (pr->has_result) touch(p, pr->result.buf, max64(pr->instrs.n - 1, 0) > 0 ? pr->instrs.n - 1 : 0);
+    }
+}
+
+static sp_status place_program(plan *p, int g, int64_t align, int64_t base, int64_t *size, int64_t *bound) {
+    VEC(place_buf) bufs = {0};
+    VEC(int) index = {0};
+    for (int b = 0; b < p->bufs.n; b++) {
+        const plan_buf *x = &p->bufs.data[b];
+        if (x->section != SEC_WORK || x->program != g || x->first < 0) continue;
+        place_buf y = {.size = x->bytes, .first = x->first, .last = x->last, .align = align, .group = -1};
+        vec_push(p->a, &bufs, y);
+        vec_push(p->a, &index, b);
+    }
+    *size = *bound = 0;
+    if (!bufs.n) return SP_OK;
+    int64_t *offset = ARENA_ARRAY(p->a, int64_t, bufs.n);
+    place_opts opts = {.align = align};
+    place_stats stats;
+    TRY(place_plan(bufs.data, bufs.n, &opts, offset, &stats));
+    TRY(place_verify(bufs.data, bufs.n, &opts, offset, stats.arena));
+    for (int i = 0; i < bufs.n; i++) p->bufs.data[index.data[i]].offset = base + offset[i];
+    *size = stats.arena;
+    *bound = stats.live;
+    return SP_OK;
+}
+
+/* What is alive at the step program's fullest instruction, by kind; and what the backward reads of the forward. */
+static void peak_parts(plan *p) {
+    plan_memory *m = &p->memory;
+    const plan_program *pr = &p->program[PROG_STEP];
+    int n = pr->instrs.n, turn = n;
+    int64_t *live = ARENA_ARRAY(p->a, int64_t, n + 1), best = -1, now = 0;
+    for (int i = n - 1; i >= 0; i--)
+        if (pr->instrs.data[i].backward) turn = i;
+    for (int b = 0; b < p->bufs.n; b++) {
+        const plan_buf *x = &p->bufs.data[b];
+        if (x->section != SEC_WORK || x->program != PROG_STEP || x->first < 0) continue;
+        live[x->first] += round_up(x->bytes, WORK_ALIGN);
+        live[x->last + 1] -= round_up(x->bytes, WORK_ALIGN);
+        if (x->first < turn && x->last >= turn) m->saved += x->bytes;
+    }
+    for (int i = 0; i < n; i++)
+        if ((now += live[i]) > best) {
+            best = now;
+            m->peak_instr = i;
+        }
+    for (int b = 0; b < p->bufs.n; b++) {
+        const plan_buf *x = &p->bufs.data[b];
+        if (x->section != SEC_WORK || x->program != PROG_STEP || x->first > m->peak_instr || x->last < m->peak_instr ||
+            x->first < 0)
+            continue;
+        int64_t *part = x->comm                              ? &m->peak_comm
+                        : x->first < turn && x->last >= turn ? &m->peak_saved
+                                                             : &m->peak_working;
+        *part += x->bytes;
+    }
+}
+
+sp_status plan_layout(plan *p, const plan_options *o) {
+    int64_t at = 0, align = o->align ? o->align : WORK_ALIGN;
+    plan_memory *m = &p->memory;
+    for (int s = 0; s < SEC_WORK; s++) {
+        int64_t start = at;
+        for (int half = 0; half < (s == SEC_MOMENT ? 2 : 1); half++)
+            for (int b = 0; b < p->bufs.n; b++) {
+                plan_buf *x = &p->bufs.data[b];
+                if ((int)x->section != s) continue;
+                if (s == SEC_MOMENT) { /* all first moments, then all second ones */
+                    bool second = false;
+                    for (int k = 0; k < p->params.n; k++) second |= p->params.data[k].v == b;
+                    if (second != (half == 1)) continue;
+                }
+                x->offset = at;
+                CHECK(add_ok(at, round_up(x->bytes, SECTION_ALIGN), &at), "the plan needs more than 2^63 bytes");
+            }
+        at = round_up(at, WORK_ALIGN);
+        m->section[s] = at - start;
+    }
+    lifetimes(p);
+    int64_t work = 0;
+    for (int g = 0; g < PROG_COUNT_OF; g++) {
+        int64_t size, bound;
+        TRY(place_program(p, g, align, at, &size, &bound));
+        work = max64(work, size);
+        m->live_bound = max64(m->live_bound, bound);
+    }
+    m->section[SEC_WORK] = work;
+    CHECK(add_ok(at, work, &m->arena), "the plan needs more than 2^63 bytes");
+    peak_parts(p);
+    return SP_OK;
+}
+
+/* ---- text ---- */
+
+static void print_window(const plan_tensor *w, buf *out) {
+    buf_printf(out, " b%d:%s[", w->buf, dtype_name(w->t.type));
+    for (int d = 0; d < w->t.rank; d++) buf_printf(out, "%s%lld", d ? "," : "", (long long)w->t.dim[d]);
+    buf_printf(out, "]");
+    if (!tensor_contiguous(&w->t)) {
+        buf_printf(out, "(");
+        for (int d = 0; d < w->t.rank; d++) buf_printf(out, "%s%lld", d ? "," : "", (long long)w->t.stride[d]);
+        buf_printf(out, ")");
+    }
+    if (w->offset) buf_printf(out, "+%lld", (long long)w->offset);
+    if (w->rank_step) buf_printf(out, "+%lldr", (long long)w->rank_step);
+}
+
+void plan_print(const plan *p, buf *out) {
+    static const char *const section[] = {"param", "grad", "moment", "const", "input", "work"};
+    static const char *const program[] = {"count", "step"};
+    buf_printf(out, "plan \"%s\" mesh(", p->graph->name);
+    for (int a = 0; a < p->mesh.naxes; a++)
+        buf_printf(out, "%s%s=%d", a ? "," : "", p->mesh.axis[a].name, p->mesh.axis[a].size);
+    buf_printf(out, ") seq(%lld/%lld) arena=%lld live_bound=%lld\n", (long long)p->seq_valid, (long long)p->seq,
+               (long long)p->memory.arena, (long long)p->memory.live_bound);
+    for (int i = 0; i < p->params.n; i++)
+        buf_printf(out, "param b%d \"%s\"%s%s\n", p->params.data[i].buf, p->params.data[i].name,
+                   p->params.data[i].trained ? " trained" : "", p->params.data[i].partial ? " partial" : "");
+    for (int b = 0; b < p->bufs.n; b++) {
+        const plan_buf *x = &p->bufs.data[b];
+        if (x->offset < 0) continue;
+        buf_printf(out, "b%d %s %lld @%lld", b, section[x->section], (long long)x->bytes, (long long)x->offset);
+        if (x->section == SEC_WORK) buf_printf(out, " %s[%d,%d]", program[x->program], x->first, x->last);
+        buf_printf(out, "\n");
+    }
+    for (int g = 0; g < PROG_COUNT_OF; g++) {
+        buf_printf(out, "program %s\n", program[g]);
+        for (int i = 0; i < p->program[g].instrs.n; i++) {
+            const plan_instr *in = &p->program[g].instrs.data[i];
+            buf_printf(out, "  i%d %s%s:", i, op_table[in->op].name, in->accumulate ? "+=" : "");
+            for (int k = 0; k < in->nout; k++) print_window(&in->out[k], out);
+            buf_printf(out, " <-");
+            for (int k = 0; k < in->nin; k++) print_window(&in->in[k], out);
+            if (in->work >= 0) buf_printf(out, " work b%d", in->work);
+            if (in->rank_offset) buf_printf(out, " at %lldr", (long long)in->rank_offset);
+            buf_printf(out, "\n");
+        }
+    }
+}

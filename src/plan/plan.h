@@ -1,0 +1,128 @@
+/* plan.h - the plan: a linear program over fixed offsets in one arena. The one handover from compiler to runtime.
+ *
+ * A plan holds two programs over the same inputs: `count` (how many labels a microbatch has) and `step` (forward,
+ * backward, accumulation into the gradient section). Every instruction names its operands as strided windows into
+ * buffers; every buffer has its offset. Nothing is decided after this: a device looks up a kernel per instruction and
+ * runs the list. The plan is the same on all ranks; what differs by rank are two numbers per operand, both multiples of
+ * the rank's coordinate on the mesh axis (`rank_step`, `rank_offset`).
+ */
+#ifndef AUTOSP_PLAN_PLAN_H
+#define AUTOSP_PLAN_PLAN_H
+
+#include "device/tensor.h"
+#include "ir/ir.h"
+
+typedef enum plan_section {
+    SEC_PARAM,  /* parameters and large buffers: master weights, f32 (f64 in an f64 plan) */
+    SEC_GRAD,   /* accumulated gradients of trained parameters */
+    SEC_MOMENT, /* AdamW's two moments: m of all parameters, then v of all */
+    SEC_CONST,  /* literals and scalars */
+    SEC_INPUT,  /* one microbatch of integers, and the 1/count scalar */
+    SEC_WORK,   /* activations, cotangents, workspaces: placed by lifetime */
+    SEC_COUNT
+} plan_section;
+
+typedef struct plan_buf {
+    plan_section section;
+    int64_t bytes;
+    int64_t offset;  /* from the arena's start; after placement */
+    int first, last; /* SEC_WORK: instructions of its program, inclusive */
+    int program;     /* SEC_WORK: which program */
+    bool comm;       /* staging of a collective */
+} plan_buf;
+
+typedef struct plan_tensor {
+    int buf;
+    tensor t;          /* type, local dimensions and strides; data is NULL in a plan */
+    int64_t offset;    /* elements from the buffer's start */
+    int64_t rank_step; /* elements more for each coordinate on the mesh axis */
+} plan_tensor;
+
+typedef struct plan_instr {
+    ir_op op;
+    const ir_node *node; /* attributes and source; shapes in it are global */
+    int nin, nout;
+    plan_tensor *in, *out;
+    bool accumulate;      /* the result is added to what `out` holds (gradient buffers) */
+    int work;             /* workspace buffer, -1 none */
+    int axis;             /* mesh axis of a collective, -1 none */
+    axis_layout from, to; /* of a collective: its operand's and its result's layout on the axis */
+    int64_t rank_offset;  /* iota: first index; attention: position of query row 0 - per coordinate */
+    bool backward;
+} plan_instr;
+
+typedef struct plan_param {
+    const char *name;
+    int buf, grad, m, v; /* buffers; grad, m, v are -1 when it is not trained */
+    ir_type type;
+    bool trained;
+    bool partial;    /* ranks hold partial sums of its gradient: reduce over the mesh at the end of a step */
+    bool decay_rank; /* rank >= 2: weight decay applies by default */
+} plan_param;
+
+typedef struct plan_input {
+    const char *name;
+    int buf;
+    ir_type type; /* global, padded; inputs are whole on every rank */
+    int seq_dim;  /* dimension that holds the sequence, -1 none */
+} plan_input;
+
+enum { PROG_COUNT, PROG_STEP, PROG_COUNT_OF };
+
+typedef struct plan_program {
+    VEC(plan_instr) instrs;
+    plan_tensor result; /* f32 or f64 scalar: `count` or `loss_sum` */
+    bool has_result;
+    bool partial; /* the result is a partial sum over the mesh */
+} plan_program;
+
+/* Bytes of one rank by part, and where the peak is. */
+typedef struct plan_memory {
+    int64_t section[SEC_COUNT];                  /* SEC_WORK: the placed arena of activations */
+    int64_t arena;                               /* everything: what exec maps */
+    int64_t live_bound;                          /* SEC_WORK's live-size lower bound: no placement is smaller */
+    int64_t peak_saved, peak_working, peak_comm; /* of what is alive at the peak */
+    int peak_instr;
+    int64_t saved; /* made by the forward, read by the backward */
+} plan_memory;
+
+typedef struct plan {
+    arena *a;
+    const ir_graph *graph; /* the joint graph it was made from */
+    ir_mesh mesh;
+    int64_t seq, seq_valid, batch, ignore;
+    dtype type; /* of master weights, gradients and moments */
+    VEC(plan_buf) bufs;
+    VEC(plan_param) params;
+    VEC(plan_input) inputs;
+    VEC(plan_tensor) const_at; /* where const and fill data go, beside const_node */
+    VEC(const ir_node *) const_node;
+    plan_program program[PROG_COUNT_OF];
+    plan_memory memory;
+    uint64_t hash; /* of the plan's text; ranks compare it before the first collective */
+} plan;
+
+typedef struct plan_options {
+    bool optimizer; /* reserve moments */
+    int64_t align;  /* of buffers; 0: 256 */
+    /* Workspace bytes that the device's kernel of an instruction wants; NULL: none. */
+    int64_t (*workspace)(void *ctx, const plan_instr *i);
+    void *ctx;
+} plan_options;
+
+/* Lowers a joint graph (pass_diff's) to a plan in the graph's arena: views become strides (with copies only where they
+ * cannot), results take over operands' buffers where that is safe, gradients accumulate in place, buffers are placed.
+ * Fails when a value cannot be laid out. */
+sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) SP_NODISCARD;
+
+/* The plan as text: one line per buffer and instruction. */
+void plan_print(const plan *p, buf *out);
+
+/* ---- used by plan.c; place_plan behind them ---- */
+
+/* inplace.c: lets results take over operands' buffers. Edits the program. */
+void plan_in_place(plan *p, int program);
+/* layout.c: lifetimes, sections, offsets and the memory table. */
+sp_status plan_layout(plan *p, const plan_options *o) SP_NODISCARD;
+
+#endif
