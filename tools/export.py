@@ -25,8 +25,8 @@ What the archive holds and why:
 
 * One graph, one output: the mean loss over the labels that are not -100. Batch and sequence stay symbolic (unless
   --static), so that one file serves every length.
-* The model's code runs as it is, with its stock `sdpa` attention: nothing is replaced or registered. Key-value caches are
-  off. Every dropout probability is set to 0, and the program says which; autosp refuses active dropout.
+* The model's code runs as it is, with its stock `sdpa` attention (`eager` where sdpa would drop a soft cap): nothing is
+  replaced or registered. Key-value caches are off. Every dropout probability is set to 0, and the program says which; autosp refuses active dropout.
 * labels: "same" means that the graph shifts the labels by one position itself (Hugging Face's own loss) and that the data
   loader passes the input tokens again; "shifted" means that the loader passes the next tokens.
 * --no-weights never materialises the parameters: they are fake tensors (shapes without storage). Buffers such as
@@ -207,6 +207,9 @@ def build_model(source, *, weights=True, dtype=None, attn="sdpa", fake_mode=None
     for name in zero_dropout_config(config):
         say(f"export: dropout {name} set to 0")
     config.use_cache = False
+    if attn == "sdpa" and getattr(config, "attn_logit_softcapping", None) is not None:
+        say("export: transformers' sdpa leaves out the soft cap on attention scores (Gemma 2): using its eager attention")
+        attn = "eager"
     kwargs = {"attn_implementation": attn}
     if dtype is not None:
         kwargs["dtype"] = dtype
