@@ -1,0 +1,49 @@
+/* rows.h - loops that the row and element-wise kernels are made of. */
+#ifndef AUTOSP_DEVICE_CPU_ROWS_H
+#define AUTOSP_DEVICE_CPU_ROWS_H
+
+#include "device/cpu/kern.h"
+#include "device/cpu/threads.h"
+#include "device/cpu/vec.h"
+
+/* Less work than this, in elements, is not worth a team. */
+enum { ROWS_ALONE = 1 << 15, ELEM_CHUNK = 1 << 14 };
+
+#define ROWS_PRAGMA(x) _Pragma(#x)
+
+/* Runs f(bf, args...) for i in [0, n) in parallel, with bf a constant of each of the two copies. The iteration variable
+ * is visible to the arguments. `work` is the number of elements of the whole loop. */
+#define PARALLEL_ROWS(t, i, n, work, f, ...)                                                                           \
+    do {                                                                                                               \
+        const bool rows_team = (work) >= ROWS_ALONE;                                                                   \
+        ASSERT((t) == DT_F32 || (t) == DT_BF16);                                                                       \
+        if ((t) == DT_BF16) {                                                                                          \
+            ROWS_PRAGMA(omp parallel for schedule(static) if (rows_team))                                              \
+            for (int64_t i = 0; i < (n); i++) f(true, __VA_ARGS__);                                                    \
+        } else {                                                                                                       \
+            ROWS_PRAGMA(omp parallel for schedule(static) if (rows_team))                                              \
+            for (int64_t i = 0; i < (n); i++) f(false, __VA_ARGS__);                                                   \
+        }                                                                                                              \
+    } while (0)
+
+/* f(bf, from, to, args...) over n contiguous elements in chunks. */
+#define PARALLEL_CHUNKS(t, n, f, ...)                                                                                  \
+    PARALLEL_ROWS(t, chunk, ceil_div(n, ELEM_CHUNK), n, f, chunk *ELEM_CHUNK, min64(n, (chunk + 1) * ELEM_CHUNK),      \
+                  __VA_ARGS__)
+
+/* Byte address of element i of an array of f32 or bf16. */
+INLINE const void *elem_at(bool bf, const void *p, int64_t i) { return (const char *)p + i * (bf ? 2 : 4); }
+INLINE void *elem_of(bool bf, void *p, int64_t i) { return (char *)p + i * (bf ? 2 : 4); }
+
+/* Loads n <= VL elements; n == VL is the fast case. Stores likewise. */
+INLINE vf get_part(bool bf, const void *p, int64_t i, int64_t n, float rest) {
+    return n >= VL ? vget(bf, p, i) : vget_n(bf, p, i, n, rest);
+}
+INLINE void put_part(bool bf, void *p, int64_t i, int64_t n, vf x) {
+    if (n >= VL)
+        vput(bf, p, i, x);
+    else
+        vput_n(bf, p, i, n, x);
+}
+
+#endif

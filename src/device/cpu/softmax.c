@@ -1,0 +1,98 @@
+/* softmax.c - softmax and softmax cross-entropy on rows, forward and backward. */
+#include "device/cpu/rows.h"
+
+/* Maximum of a row; a NaN may be lost here, but comes back from the exponentials. */
+INLINE float row_max(bool bf, const void *x, int64_t n) {
+    vf m0 = vset(-INFINITY), m1 = m0;
+    int64_t j = 0;
+    for (; j + 2 * VL <= n; j += 2 * VL) {
+        m0 = vmax(m0, vget(bf, x, j));
+        m1 = vmax(m1, vget(bf, x, j + VL));
+    }
+    for (; j < n; j += VL) m0 = vmax(m0, get_part(bf, x, j, n - j, -INFINITY));
+    return vmaxlane(vmax(m0, m1));
+}
+
+/* sum of e^(x - shift) */
+INLINE float row_sum(bool bf, const void *x, int64_t n, float shift) {
+    vf s0 = vset(0), s1 = vset(0);
+    int64_t j = 0;
+    for (; j + 2 * VL <= n; j += 2 * VL) {
+        s0 += vexp(vget(bf, x, j) - shift);
+        s1 += vexp(vget(bf, x, j + VL) - shift);
+    }
+    for (; j < n; j += VL) s0 += vexp(get_part(bf, x, j, n - j, -INFINITY) - shift);
+    return vsum(s0 + s1);
+}
+
+INLINE void fwd_row(bool bf, int64_t r, int64_t n, const void *x0, int64_t ldx, void *y0, int64_t ldy) {
+    const void *x = elem_at(bf, x0, r * ldx);
+    void *y = elem_of(bf, y0, r * ldy);
+    float max = row_max(bf, x, n), shift = max == -INFINITY ? 0 : max, sum = row_sum(bf, x, n, shift);
+    float factor = sum == 0 ? 0 : 1 / sum;
+    for (int64_t j = 0; j < n; j += VL) put_part(bf, y, j, n - j, vexp(get_part(bf, x, j, n - j, 0) - shift) * factor);
+}
+
+void kern_softmax_fwd(dtype t, int64_t rows, int64_t n, const void *x, int64_t ldx, void *y, int64_t ldy) {
+    PARALLEL_ROWS(t, r, rows, rows * n, fwd_row, r, n, x, ldx, y, ldy);
+}
+
+INLINE void bwd_row(bool bf, int64_t r, int64_t n, const void *y0, int64_t ldy, const void *dy0, int64_t lddy,
+                    void *dx0, int64_t lddx) {
+    const void *y = elem_at(bf, y0, r * ldy), *dy = elem_at(bf, dy0, r * lddy);
+    void *dx = elem_of(bf, dx0, r * lddx);
+    vf sum = vset(0);
+    for (int64_t j = 0; j < n; j += VL) sum += get_part(bf, y, j, n - j, 0) * get_part(bf, dy, j, n - j, 0);
+    float dot = vsum(sum);
+    for (int64_t j = 0; j < n; j += VL)
+        put_part(bf, dx, j, n - j, get_part(bf, y, j, n - j, 0) * (get_part(bf, dy, j, n - j, 0) - dot));
+}
+
+void kern_softmax_bwd(dtype t, int64_t rows, int64_t n, const void *y, int64_t ldy, const void *dy, int64_t lddy,
+                      void *dx, int64_t lddx) {
+    PARALLEL_ROWS(t, r, rows, rows * n, bwd_row, r, n, y, ldy, dy, lddy, dx, lddx);
+}
+
+INLINE void loss_row(bool bf, int64_t r, int64_t v, const void *logits, int64_t ld, const int64_t *labels,
+                     int64_t ignore, float *loss, float *lse) {
+    const void *x = elem_at(bf, logits, r * ld);
+    float max = row_max(bf, x, v), shift = max == -INFINITY ? 0 : max;
+    float log_sum = logf(row_sum(bf, x, v, shift));
+    lse[r] = shift + log_sum;
+    /* (shift - x) first: it is exact when x is near the maximum, and the logarithm is then not lost in it. */
+    loss[r] = labels[r] == ignore ? 0 : (shift - sget(bf, x, labels[r])) + log_sum;
+}
+
+sp_status kern_xent_fwd(dtype t, int64_t rows, int64_t v, const void *logits, int64_t ld, const int64_t *labels,
+                        int64_t ignore_index, float *loss, float *lse) {
+    for (int64_t r = 0; r < rows; r++)
+        CHECK(labels[r] == ignore_index || (labels[r] >= 0 && labels[r] < v),
+              "cross-entropy: the label of row %lld is %lld, but logits have %lld classes and ignore_index is %lld; "
+              "check the data's vocabulary",
+              (long long)r, (long long)labels[r], (long long)v, (long long)ignore_index);
+    PARALLEL_ROWS(t, r, rows, rows * v, loss_row, r, v, logits, ld, labels, ignore_index, loss, lse);
+    return SP_OK;
+}
+
+INLINE void loss_bwd_row(bool bf, int64_t r, int64_t v, const void *logits, int64_t ld, const int64_t *labels,
+                         int64_t ignore, const float *lse, const float *dloss, int64_t dloss_stride, void *dlogits,
+                         int64_t ldd) {
+    const void *x = elem_at(bf, logits, r * ld);
+    void *dx = elem_of(bf, dlogits, r * ldd);
+    if (labels[r] == ignore) {
+        memset(dx, 0, (size_t)(v * (bf ? 2 : 4)));
+        return;
+    }
+    const float g = dloss[r * dloss_stride], shift = lse[r], at_label = sget(bf, x, labels[r]);
+    int64_t j = 0;
+    for (; j + VL <= v; j += VL) vput(bf, dx, j, vexp(vget(bf, x, j) - shift) * g);
+    if (j < v) vput_n(bf, dx, j, v - j, vexp(vget_n(bf, x, j, v - j, 0) - shift) * g);
+    sput(bf, dx, labels[r], (expf(at_label - shift) - 1) * g);
+}
+
+void kern_xent_bwd(dtype t, int64_t rows, int64_t v, const void *logits, int64_t ld, const int64_t *labels,
+                   int64_t ignore_index, const float *lse, const float *dloss, int64_t dloss_stride, void *dlogits,
+                   int64_t ldd) {
+    PARALLEL_ROWS(t, r, rows, rows * v, loss_bwd_row, r, v, logits, ld, labels, ignore_index, lse, dloss, dloss_stride,
+                  dlogits, ldd);
+}
