@@ -407,6 +407,43 @@ static void bits(void **state) {
 #endif
 }
 
+/* Three blocks of keys, one of them hidden from everybody and one from some rows, merged and against the whole. */
+static void merge(void **state) {
+    (void)state;
+    uint64_t seed = 8;
+    const int64_t Sq = 40, Sk = 90, H = 2, D = 12, cut[] = {0, 30, 60, 90};
+    tensor q = make(DT_F32, DENSE, 1, Sq, H, D), k = make(DT_F32, WIDE, 1, Sk, H, D),
+           v = make(DT_F32, WIDE, 1, Sk, H, D);
+    tensor o[2] = {make(DT_F32, DENSE, 1, Sq, H, D), make(DT_F32, WIDE, 1, Sq, H, D)},
+           whole = make(DT_F32, DENSE, 1, Sq, H, D);
+    tensor lse[3];
+    for (int i = 0; i < 3; i++) {
+        lse[i] = (tensor){.type = DT_F32, .rank = 3, .dim = {1, H, Sq}, .stride = {H * Sq, Sq, 1}};
+        lse[i].data = xalloc(4 * (size_t)(H * Sq));
+    }
+    fill(&q, &seed), fill(&k, &seed), fill(&v, &seed);
+    kern_attn_params p = causal_params(D);
+    p.q_offset = 20;
+    size_t bytes = kern_attn_fwd_ws(&q, &k, TEAM);
+    void *ws = xalloc(bytes);
+    kern_attn_fwd(&q, &k, &v, &whole, &lse[2], &p, ws, bytes);
+    for (int i = 2; i >= 0; i--) { /* the hidden block first: merging starts from rows that saw nothing */
+        tensor kp = k, vp = v;
+        kp.dim[1] = vp.dim[1] = cut[i + 1] - cut[i];
+        kp.data = (float *)k.data + cut[i] * k.stride[1], vp.data = (float *)v.data + cut[i] * v.stride[1];
+        p.q_offset = 20 - cut[i];
+        kern_attn_fwd(&q, &kp, &vp, &o[i < 2], &lse[i < 2], &p, ws, bytes);
+        if (i < 2) kern_attn_merge(&o[0], &lse[0], &o[1], &lse[1]);
+    }
+    double *want = dense(&whole);
+    close_to("o", "merge", &o[0], want, 1, 2e-6);
+    for (int64_t i = 0; i < H * Sq; i++)
+        assert_true(fabsf(((float *)lse[0].data)[i] - ((float *)lse[2].data)[i]) < 4e-6f);
+    void *data[] = {q.data,      k.data,      v.data,      o[0].data, o[1].data, whole.data,
+                    lse[0].data, lse[1].data, lse[2].data, ws,        want};
+    for (int i = 0; i < 11; i++) free(data[i]);
+}
+
 static void bf16(void **state) {
     (void)state;
     kern_attn_params p = causal_params(80);
@@ -427,6 +464,7 @@ int main(void) {
         cmocka_unit_test(scores),
         cmocka_unit_test(oracle_differences),
         cmocka_unit_test(bits),
+        cmocka_unit_test(merge),
         cmocka_unit_test(bf16),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
