@@ -15,7 +15,7 @@ enum { ROWS_ALONE = 1 << 15, ELEM_CHUNK = 1 << 14 };
  * is visible to the arguments. `work` is the number of elements of the whole loop. */
 #define PARALLEL_ROWS(t, i, n, work, f, ...)                                                                           \
     do {                                                                                                               \
-        const bool rows_team = (work) >= ROWS_ALONE;                                                                   \
+        SP_UNUSED const bool rows_team = (work) >= ROWS_ALONE;                                                         \
         ASSERT((t) == DT_F32 || (t) == DT_BF16);                                                                       \
         if ((t) == DT_BF16) {                                                                                          \
             ROWS_PRAGMA(omp parallel for schedule(static) if (rows_team))                                              \
