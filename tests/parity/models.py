@@ -26,6 +26,7 @@ class Case:
     inputs: tuple = ()          # beyond input_ids and labels: position_ids, document_ids
     config: object = None       # of a Hugging Face model
     max_seq: int = None         # where the module has a table of positions
+    padded: bool = False        # token 0 is padding: at the end of row 0, at the start of the others
 
 
 # ---------------------------------------------------------------------------------------------------------- Hugging Face
@@ -37,12 +38,20 @@ def small(**more):
                 pad_token_id=None) | more
 
 
-def huggingface(config_class, kwargs, attn="sdpa", labels="same", inputs=()):
+class PaddedLoss(export.CausalLoss):
+    """Passes the attention mask that a tokenizer would give with padded rows."""
+
+    def forward(self, input_ids, labels):
+        return self.m(input_ids=input_ids, attention_mask=(input_ids != 0).long(), labels=labels, use_cache=False).loss
+
+
+def huggingface(config_class, kwargs, attn="sdpa", labels="same", inputs=(), padded=False):
     def build():
         import transformers
         config = getattr(transformers, config_class)(**kwargs)
         model = export.build_model(config, attn=attn, dtype=torch.float32)
-        return Case(export.CausalLoss(model, labels), labels, inputs, model.config)
+        module = PaddedLoss(model) if padded else export.CausalLoss(model, labels)
+        return Case(module, labels, inputs, model.config, padded=padded)
     return build
 
 
@@ -58,6 +67,8 @@ HUGGINGFACE = {
     "llama-shifted": huggingface("LlamaConfig", small(), labels="shifted"),
     "llama-eager": huggingface("LlamaConfig", small(), attn="eager"),
     "llama-packed": huggingface("LlamaConfig", small(), inputs=("position_ids",)),
+    "llama-padded": huggingface("LlamaConfig", small(), padded=True),
+    "llama-padded-eager": huggingface("LlamaConfig", small(), padded=True, attn="eager"),
     "llama3.1": huggingface("LlamaConfig", small(rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True)),
     "gpt2": huggingface("GPT2Config", GPT2),
     "gpt2-eager": huggingface("GPT2Config", GPT2, attn="eager"),
@@ -423,7 +434,15 @@ def batch(case, rows=2, seq=33, seed=21):
     """Tokens, labels with some ignored (here and there in row 0, in a long run in the others), positions, documents."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, VOCAB, (rows, seq), generator=generator)
-    labels = ids.clone()
+    if case.padded:
+        ids.clamp_(min=1)
+        ids[0, seq - seq // 3:] = 0
+        ids[1:, : seq // 4] = 0
+    labels = torch.where(ids == 0, -100, ids) if case.padded else ids.clone()
+    if case.padded and case.config._attn_implementation == "eager":
+        # The last padding token predicts the first real one. It attends to nothing: sdpa gives 0, eager the mean over all
+        # keys, later ones too, as its mask adds a finite number. Nobody means that; it is not a test.
+        labels[1:, seq // 4] = -100
     labels[0, torch.rand(seq, generator=generator) < 0.3] = -100
     labels[1:, seq // 2 + 1 : seq - 4] = -100
     if case.labels == "shifted":
