@@ -4,9 +4,10 @@
  *   after   %1 = input {name="input_ids", seq=1} : i64[2,16]        graph: seq(9/16)
  *
  * S is replaced by the next multiple of the sequence axis, so that every later pass sees even cuts. The padding rows
- * are inert: the runtime gives them token 0 and the ignored label, `xent` gives those no loss, and attention hides
- * keys past the user's S (`kv_valid`). Where a graph would let padding into a number - a sum or a softmax over the
- * sequence that is not masked by labels - the length is refused by name rather than computed wrongly.
+ * are inert: the runtime gives them token 0 and the ignored label, positions made here become 0 where a table is read,
+ * `xent` gives those no loss, and attention hides keys past the user's S (`kv_valid`). Where a graph would let padding
+ * into a number - a sum or a softmax over the sequence that is not masked by labels - the length is refused by name
+ * rather than computed wrongly.
  *
  * Requires: an imported or parsed graph. Keeps: node order. After it no size is symbolic.
  */
@@ -92,6 +93,27 @@ static sp_status check_padding(const ir_graph *g, const ir_node *n, int64_t seq,
           "count; take a multiple of %d",
           (long long)seq, ranks, op_table[n->op].name, n->src ? " at " : "", n->src ? n->src : "", ranks);
     return SP_OK;
+}
+
+/* Does v depend on the index along the sequence rather than on data that the runtime pads? */
+static bool from_iota(const ir_graph *g, ir_val v) {
+    const ir_node *n = ir_def(g, v);
+    if (n->op == OP_iota) return ir_int(n, "seq", 0) || mentions_seq(g, v, (int)ir_int(n, "dim", 0));
+    for (int k = 0; k < n->nin; k++)
+        if (from_iota(g, n->in[k])) return true;
+    return false;
+}
+
+/* Position ids on padding rows may lie past the model's table of positions: they become 0. */
+static ir_val inert_ids(ir_graph *h, const ir_graph *g, ir_val old, ir_val ids, int64_t valid) {
+    const ir_type t = *ir_typeof(h, ids);
+    for (int d = 0; d < t.rank; d++) {
+        if (!mentions_seq(g, old, d)) continue;
+        ir_val row = ir_op0(h, OP_iota, &t, ATTRS(A_I("dim", d), A_I("seq", 1)));
+        ir_val real = ir_op2(h, OP_lt, row, ir_fill_like(h, row, (double)valid), NO_ATTRS);
+        ids = ir_op3(h, OP_select, real, ids, ir_fill_like(h, ids, 0), NO_ATTRS);
+    }
+    return ids;
 }
 
 sp_status pass_bind(const ir_graph *g, const pass_options *o, ir_graph **out) {

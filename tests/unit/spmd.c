@@ -204,6 +204,28 @@ static void exchanges_agree(void **state) {
     assert_true(worst(&many, &one) <= 1e-11);
 }
 
+/* The fast device: P against one, and one against the reference in f64, at f32 (DESIGN: Numbers). */
+static void cpu_device_agrees(void **state) {
+    (void)state;
+    for (int seq = 13; seq <= 64; seq += 51) {
+        job j = base_job();
+        j.o.seq = seq > 40 ? 40 : seq; /* the position table has 40 rows */
+        j.accum = 2;
+        run(j, 1, &many);
+        j.dev = &device_cpu;
+        j.o.compute = DT_F32;
+        j.threads = 2;
+        run(j, 1, &one);
+        double w = worst(&one, &many);
+        if (!(w <= 1e-5)) fail_msg("S=%d: cpu against ref: %g", seq, w);
+        for (int ranks = 2; ranks <= 4; ranks++) {
+            run(j, ranks, &many);
+            w = worst(&many, &one);
+            if (!(w <= 1e-5)) fail_msg("S=%d P=%d: %g", seq, ranks, w);
+        }
+    }
+}
+
 /* A layout rule that passes partial sums off as whole must be caught by the comparison. */
 static void broken_rule_is_caught(void **state) {
     (void)state;
@@ -216,6 +238,7 @@ static void broken_rule_is_caught(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(ranks_agree), cmocka_unit_test(gradients_are_derivatives),
-                                       cmocka_unit_test(exchanges_agree), cmocka_unit_test(broken_rule_is_caught)};
+                                       cmocka_unit_test(exchanges_agree), cmocka_unit_test(cpu_device_agrees),
+                                       cmocka_unit_test(broken_rule_is_caught)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

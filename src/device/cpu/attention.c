@@ -18,7 +18,8 @@ typedef struct bias_data {
     int64_t q_offset, ahead;
 } bias_data;
 
-static void apply(void *ctx, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t k0, int64_t nk, float *s, int64_t ld) {
+static void apply(void *ctx, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t k0, int64_t nk, float *s,
+                  int64_t ld) {
     const bias_data *d = ctx;
     for (int x = 0; x < d->n; x++) {
         const side_data *y = &d->side[x];
@@ -30,9 +31,12 @@ static void apply(void *ctx, int64_t b, int64_t h, int64_t q0, int64_t nq, int64
             for (int64_t i = 0; i < nq; i++) {
                 double v = ref_get(y->t, base + (q0 + i) * stride[2] + (k0 + j) * stride[3]);
                 float *e = &s[j * ld + i];
-                if (y->role == 'b') *e += (float)v;
-                else if (y->role == 'a') *e += (float)(v * (double)(k0 + j - (d->q_offset + q0 + i)));
-                else if (v == 0) *e = -INFINITY;
+                if (y->role == 'b')
+                    *e += (float)v;
+                else if (y->role == 'a')
+                    *e += (float)(v * (double)(k0 + j - (d->q_offset + q0 + i)));
+                else if (v == 0)
+                    *e = -INFINITY;
             }
     }
     for (int64_t j = 0; d->ahead && j < nk; j++)
@@ -59,8 +63,10 @@ static kern_attn_params params(const dev_call *c, int first, bias_data *data) {
         while (*side == ' ') side++;
         if (strncmp(roles, "doc", 3) == 0) { /* i64 (B|1, rows), rows contiguous: build.c sees to it */
             int64_t bs = t->dim[0] == 1 ? 0 : t->stride[0];
-            if (roles[3] == 'q') p.doc_q = t->data, p.doc_q_bs = bs;
-            else p.doc_k = t->data, p.doc_k_bs = bs;
+            if (roles[3] == 'q')
+                p.doc_q = t->data, p.doc_q_bs = bs;
+            else
+                p.doc_k = t->data, p.doc_k_bs = bs;
         } else if (y.role == 'a' && t->rank == 1 && t->type == DT_F32 && t->stride[0] == 1) {
             p.alibi = t->data;
         } else {

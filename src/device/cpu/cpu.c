@@ -25,14 +25,18 @@ static dev_fn *const table[OP_COUNT] = {
 
 static int64_t workspace(const dev_call *c) {
     switch (c->op) {
-    case OP_dot: return cpu_dot_workspace(c);
+    case OP_dot:
+        return cpu_dot_workspace(c);
     case OP_attention:
-    case OP_attention_grad: return cpu_attention_workspace(c);
+    case OP_attention_grad:
+        return cpu_attention_workspace(c);
     case OP_all_to_all:
     case OP_all_gather:
     case OP_reduce_scatter:
-    case OP_all_reduce: return coll_workspace(c);
-    default: return cpu_rows_workspace(c);
+    case OP_all_reduce:
+        return coll_workspace(c);
+    default:
+        return cpu_rows_workspace(c);
     }
 }
 

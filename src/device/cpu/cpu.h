@@ -1,5 +1,6 @@
-/* cpu.h - what the files that fit the CPU kernels to the device's table share. Each falls back to the reference kernel for
- * types and forms that the fast one does not have; what runs in a training step of a transformer does not fall back. */
+/* cpu.h - what the files that fit the CPU kernels to the device's table share. Each falls back to the reference kernel
+ * for types and forms that the fast one does not have; what runs in a training step of a transformer does not fall
+ * back. */
 #ifndef AUTOSP_DEVICE_CPU_H
 #define AUTOSP_DEVICE_CPU_H
 
@@ -26,6 +27,7 @@ dev_fn cpu_rmsnorm, cpu_rmsnorm_grad, cpu_layernorm, cpu_layernorm_grad, cpu_xen
 int64_t cpu_rows_workspace(const dev_call *c);
 
 /* elt.c */
-dev_fn cpu_unary, cpu_binary, cpu_compare, cpu_select, cpu_swiglu_grad, cpu_copy, cpu_cast, cpu_accum, cpu_concat, cpu_pad;
+dev_fn cpu_unary, cpu_binary, cpu_compare, cpu_select, cpu_swiglu_grad, cpu_copy, cpu_cast, cpu_accum, cpu_concat,
+    cpu_pad;
 
 #endif

@@ -10,8 +10,10 @@ static bool fold_dims(const tensor *t, const int *list, int n, fold *f) {
     *f = (fold){1, 1};
     for (int i = n - 1; i >= 0; i--) {
         if (t->dim[list[i]] == 1) continue;
-        if (f->extent == 1) f->stride = t->stride[list[i]];
-        else if (t->stride[list[i]] != f->stride * f->extent) return false;
+        if (f->extent == 1)
+            f->stride = t->stride[list[i]];
+        else if (t->stride[list[i]] != f->stride * f->extent)
+            return false;
         f->extent *= t->dim[list[i]];
     }
     return true;
@@ -26,8 +28,10 @@ static bool listed(const ir_dim *list, int n, int d) {
 /* One of the two strides must be 1: where an extent is 1 its stride means nothing. */
 static bool unit(fold *rows, fold *cols) {
     if (rows->stride == 1 || cols->stride == 1) return rows->stride > 0 && cols->stride > 0;
-    if (rows->extent == 1) rows->stride = 1;
-    else if (cols->extent == 1) cols->stride = 1;
+    if (rows->extent == 1)
+        rows->stride = 1;
+    else if (cols->extent == 1)
+        cols->stride = 1;
     return rows->stride == 1 || cols->stride == 1;
 }
 
@@ -38,8 +42,8 @@ static bool describe(const dev_call *c, kern_gemm_desc *g) {
     ir_dims(c->node, "rc", &rc);
     ir_dims(c->node, "rb", &rb);
     if (!cpu_fast_type(x->type) || z->type != x->type || nb > KERN_GEMM_BATCH) return false;
-    *g = (kern_gemm_desc){.ab = x->type, .c = z->type, .nbatch = nb, .alpha = 1, .beta = c->accumulate ? 1 : 0,
-                          .threads = c->threads};
+    *g = (kern_gemm_desc){
+        .ab = x->type, .c = z->type, .nbatch = nb, .alpha = 1, .beta = c->accumulate ? 1 : 0, .threads = c->threads};
     for (int i = 0; i < nb; i++) {
         g->batch[i] = x->dim[lb[i]];
         g->a_bs[i] = x->stride[lb[i]];

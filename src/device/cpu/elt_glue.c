@@ -1,8 +1,8 @@
 /* elt_glue.c - element-wise ops, copies and accumulation on the cpu device.
  *
- * Operands are f32 windows of one shape. Dimensions that fold for all of them are folded; what is left is an outer walk,
- * in parallel over its first dimension, and an inner loop in which each operand has stride 1 or 0 (or any, slower). Hot
- * activations have kernels of their own (elem.c).
+ * Operands are f32 windows of one shape. Dimensions that fold for all of them are folded; what is left is an outer
+ * walk, in parallel over its first dimension, and an inner loop in which each operand has stride 1 or 0 (or any,
+ * slower). Hot activations have kernels of their own (elem.c).
  */
 #include "device/cpu/cpu.h"
 
@@ -50,24 +50,42 @@ typedef void line_fn(ir_op op, int64_t n, float *y, const float *a, int64_t sa, 
 static void line_unary(ir_op op, int64_t n, float *y, const float *a, int64_t sa, const float *b, int64_t sb) {
     (void)b, (void)sb;
     switch (op) {
-    case OP_copy: LINE1(x);
-    case OP_neg: LINE1(-x);
-    case OP_abs: LINE1(fabsf(x));
-    case OP_exp: LINE1(expf(x));
-    case OP_log: LINE1(logf(x));
-    case OP_sqrt: LINE1(sqrtf(x));
-    case OP_rsqrt: LINE1(1 / sqrtf(x));
-    case OP_recip: LINE1(1 / x);
-    case OP_sin: LINE1(sinf(x));
-    case OP_cos: LINE1(cosf(x));
-    case OP_tanh: LINE1(tanhf(x));
-    case OP_erf: LINE1(erff(x));
-    case OP_sigmoid: LINE1(1 / (1 + expf(-x)));
-    case OP_silu: LINE1(x / (1 + expf(-x)));
-    case OP_gelu: LINE1(0.5f * x * (1 + erff(x * 0.70710678f)));
-    case OP_gelu_tanh: LINE1(0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x))));
-    case OP_relu: LINE1(x > 0 || x != x ? x : 0);
-    default: ASSERT(!"a unary op");
+    case OP_copy:
+        LINE1(x);
+    case OP_neg:
+        LINE1(-x);
+    case OP_abs:
+        LINE1(fabsf(x));
+    case OP_exp:
+        LINE1(expf(x));
+    case OP_log:
+        LINE1(logf(x));
+    case OP_sqrt:
+        LINE1(sqrtf(x));
+    case OP_rsqrt:
+        LINE1(1 / sqrtf(x));
+    case OP_recip:
+        LINE1(1 / x);
+    case OP_sin:
+        LINE1(sinf(x));
+    case OP_cos:
+        LINE1(cosf(x));
+    case OP_tanh:
+        LINE1(tanhf(x));
+    case OP_erf:
+        LINE1(erff(x));
+    case OP_sigmoid:
+        LINE1(1 / (1 + expf(-x)));
+    case OP_silu:
+        LINE1(x / (1 + expf(-x)));
+    case OP_gelu:
+        LINE1(0.5f * x * (1 + erff(x * 0.70710678f)));
+    case OP_gelu_tanh:
+        LINE1(0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x))));
+    case OP_relu:
+        LINE1(x > 0 || x != x ? x : 0);
+    default:
+        ASSERT(!"a unary op");
     }
 }
 
@@ -94,17 +112,24 @@ static void line_unary(ir_op op, int64_t n, float *y, const float *a, int64_t sa
 static void line_binary(ir_op op, int64_t n, float *y, const float *a, int64_t sa, const float *b, int64_t sb) {
     switch (op) {
     case OP_add:
-    case OP_accum: LINE2(x + z);
-    case OP_sub: LINE2(x - z);
-    case OP_mul: LINE2(x *z);
-    case OP_div: LINE2(x / z);
-    case OP_max: LINE2(x > z || x != x ? x : z);
-    case OP_min: LINE2(x < z || x != x ? x : z);
+    case OP_accum:
+        LINE2(x + z);
+    case OP_sub:
+        LINE2(x - z);
+    case OP_mul:
+        LINE2(x * z);
+    case OP_div:
+        LINE2(x / z);
+    case OP_max:
+        LINE2(x > z || x != x ? x : z);
+    case OP_min:
+        LINE2(x < z || x != x ? x : z);
     case OP_pow:
         if (sb == 0 && b[0] == 2) LINE1(x * x);
         if (sb == 0 && b[0] == 3) LINE1(x * x * x);
         LINE2(powf(x, z));
-    default: ASSERT(!"a binary op");
+    default:
+        ASSERT(!"a binary op");
     }
 }
 
@@ -156,12 +181,19 @@ static bool all_contiguous(const dev_call *c) {
 static bool activation(ir_op op, kern_act *act) {
     switch (op) {
     case OP_silu:
-    case OP_silu_grad: *act = KERN_SILU; return true;
+    case OP_silu_grad:
+        *act = KERN_SILU;
+        return true;
     case OP_gelu:
-    case OP_gelu_grad: *act = KERN_GELU; return true;
+    case OP_gelu_grad:
+        *act = KERN_GELU;
+        return true;
     case OP_gelu_tanh:
-    case OP_gelu_tanh_grad: *act = KERN_GELU_TANH; return true;
-    default: return false;
+    case OP_gelu_tanh_grad:
+        *act = KERN_GELU_TANH;
+        return true;
+    default:
+        return false;
     }
 }
 
@@ -193,16 +225,18 @@ sp_status cpu_binary(dev_call *c) {
     case OP_div:
     case OP_pow:
     case OP_max:
-    case OP_min: return try_grid(c, line_binary) ? SP_OK : ref_binary(c);
-    default: return ref_binary(c);
+    case OP_min:
+        return try_grid(c, line_binary) ? SP_OK : ref_binary(c);
+    default:
+        return ref_binary(c);
     }
 }
 
 sp_status cpu_swiglu_grad(dev_call *c) {
     if (!all_contiguous(c)) return ref_swiglu_grad(c);
     int64_t n = tensor_numel(&c->out[0]);
-    kern_swiglu_bwd(DT_F32, 1, n, c->in[0].data, n, c->in[1].data, n, c->in[2].data, n, c->out[0].data, n, c->out[1].data,
-                    n);
+    kern_swiglu_bwd(DT_F32, 1, n, c->in[0].data, n, c->in[1].data, n, c->in[2].data, n, c->out[0].data, n,
+                    c->out[1].data, n);
     return SP_OK;
 }
 

@@ -24,8 +24,8 @@ sp_status cpu_rmsnorm_grad(dev_call *c) {
     const tensor *x = &c->in[0];
     if (!fast(c)) return ref_rmsnorm_grad(c);
     int64_t n = row_length(x);
-    kern_rmsnorm_bwd(x->type, row_count(x), n, x->data, n, c->in[1].data, c->in[2].data, c->in[3].data, n, c->out[0].data,
-                     n, c->out[1].data, false, c->work);
+    kern_rmsnorm_bwd(x->type, row_count(x), n, x->data, n, c->in[1].data, c->in[2].data, c->in[3].data, n,
+                     c->out[0].data, n, c->out[1].data, false, c->work);
     return SP_OK;
 }
 
@@ -103,8 +103,8 @@ sp_status cpu_rope(dev_call *c) {
 sp_status cpu_embedding(dev_call *c) {
     const tensor *w = &c->in[0];
     if (!fast(c)) return ref_embedding(c);
-    return kern_embed_fwd(w->type, tensor_numel(&c->in[1]), w->dim[1], w->dim[0], c->in[1].data, w->data, c->out[0].data,
-                          w->dim[1]);
+    return kern_embed_fwd(w->type, tensor_numel(&c->in[1]), w->dim[1], w->dim[0], c->in[1].data, w->data,
+                          c->out[0].data, w->dim[1]);
 }
 
 sp_status cpu_embedding_grad(dev_call *c) {
@@ -120,8 +120,8 @@ sp_status cpu_embedding_grad(dev_call *c) {
 
 enum { SUM_ROWS = 512, SUM_COLS = 64 };
 
-/* y[n] = sum over rows of x (rows, n): blocks of columns in parallel, rows in order with f64 block sums, so that the result
- * does not depend on threads. */
+/* y[n] = sum over rows of x (rows, n): blocks of columns in parallel, rows in order with f64 block sums, so that the
+ * result does not depend on threads. */
 static void sum_rows(const float *x, int64_t rows, int64_t n, float *y) {
 #pragma omp parallel for schedule(static)
     for (int64_t c0 = 0; c0 < n; c0 += SUM_COLS) {
@@ -159,8 +159,11 @@ sp_status cpu_sum(dev_call *c) {
     if (!fast(c) || !(leading || trailing)) return ref_sum(c);
     int64_t outer = 1, inner = 1;
     for (int d = 0; d < x->rank; d++) *(d < (leading ? k : x->rank - k) ? &outer : &inner) *= x->dim[d];
-    if (leading && k < x->rank) sum_rows(x->data, outer, inner, c->out[0].data);
-    else if (leading) sum_cols(x->data, 1, outer, c->out[0].data);
-    else sum_cols(x->data, outer, inner, c->out[0].data);
+    if (leading && k < x->rank)
+        sum_rows(x->data, outer, inner, c->out[0].data);
+    else if (leading)
+        sum_cols(x->data, 1, outer, c->out[0].data);
+    else
+        sum_cols(x->data, outer, inner, c->out[0].data);
     return SP_OK;
 }
