@@ -159,6 +159,7 @@ sp_status pass_bind(const ir_graph *g, const pass_options *o, ir_graph **out) {
         }
         ir_val in[64], first = -1, *ins = n->nin <= 64 ? in : ARENA_ARRAY(g->a, ir_val, n->nin);
         for (int k = 0; k < n->nin; k++) ins[k] = map[n->in[k]];
+        if (pads && op == OP_embedding && from_iota(g, n->in[1])) ins[1] = inert_ids(h, g, n->in[1], ins[1], o->seq);
         TRY_NOTE(
             ir_emit_region(h, op, ins, n->nin, attr, nattr, n->nout ? types : NULL, n->nout, NULL, n->region, &first),
             "at B=%lld, S=%lld%s%s", (long long)o->batch, (long long)o->seq, n->src ? ", " : "", n->src ? n->src : "");
