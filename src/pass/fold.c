@@ -10,8 +10,7 @@
 
 static double floor_div(double a, double b) { return floor(a / b); }
 
-/* The result of an element-wise op on numbers, rounded to type t; false when it is not worth knowing. */
-static bool eval(ir_op op, dtype in, dtype t, const double *x, double *y) {
+bool rw_eval(ir_op op, dtype in, dtype t, const double *x, double *y) {
     double a = x[0], b = x[1];
     bool whole = in == DT_I64 || in == DT_I32;
     switch (op) {
@@ -131,7 +130,7 @@ bool rw_fold(rw *r, const ir_node *n, ir_val *out) {
     if (!(op_table[n->op].flags & F_ELT) || n->nin > 3) return false;
     for (int i = 0; i < n->nin; i++)
         if (!rw_const(r, n->in[i], &x[i])) return false;
-    if (!eval(n->op, rw_type(r, n->in[0])->t, t->t, x, &c)) return false;
+    if (!rw_eval(n->op, rw_type(r, n->in[0])->t, t->t, x, &c)) return false;
     out[0] = rw_splat(r, t, c);
     return true;
 }
@@ -296,6 +295,10 @@ bool rw_algebra(rw *r, const ir_node *n, ir_val *out) {
         return out[0] = n->in[0], true;
     case OP_neg:
     case OP_not:
+        if (n->op == OP_not && (rw_is(r, n->in[0], OP_eq) || rw_is(r, n->in[0], OP_ne))) {
+            const ir_node *e = rw_def(r, n->in[0]);
+            return out[0] = rw_op2(r, e->op == OP_eq ? OP_ne : OP_eq, e->in[0], e->in[1], NO_ATTRS), true;
+        }
         if (!rw_is(r, n->in[0], n->op)) return false;
         return out[0] = rw_def(r, n->in[0])->in[0], true;
     case OP_recip:

@@ -72,6 +72,9 @@ ir_val rw_uncast(const rw *r, ir_val v);
 /* Is this extent the sequence (S, or an expression of it; after bind: its number)? */
 bool rw_is_seq(const rw *r, ir_dim d);
 bool rw_dims_equal(const ir_type *a, const ir_type *b);
+/* The result of an element-wise op on numbers x of type `in`, rounded to type t; false when it is not defined or a
+ * double cannot hold it. */
+bool rw_eval(ir_op op, dtype in, dtype t, const double *x, double *y);
 /* Rounds c as storing it in element type t does. */
 double rw_round(dtype t, double c);
 
