@@ -10,6 +10,10 @@ static const struct {
     sp_status (*run)(const cli_options *o);
     const char *usage, *what;
 } commands[] = {
+    {"train", CLI_TRAIN, cmd_train, " MODEL --data FILE [OPTION...]", "train a model"},
+    {"plan", CLI_PLAN, cmd_plan, " MODEL [OPTION...]", "say what a step would need, without running it"},
+    {"check", CLI_CHECK, cmd_check, " MODEL [OPTION...]", "compare P ranks' loss and gradients with those of one"},
+    {"dump", CLI_DUMP, cmd_dump, " MODEL [--after PASS] [OPTION...]", "print the graph after a pass, or the plan"},
     {"version", 0, cmd_version, "", "print the version and what this build contains"},
 };
 enum { NCOMMANDS = sizeof commands / sizeof *commands };

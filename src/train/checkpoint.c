@@ -283,7 +283,7 @@ sp_status ckpt_save(const ckpt_place *p, const ckpt_state *s, const ckpt_run *ru
     if (comm_size(c) == 1) return v.status;
     char own[1024];
     snprintf(own, sizeof own, "%s", err_text());
-    TRY(c->ops->all_reduce(c, &failed, &any, 1, DT_I64, COMM_MAX));
+    TRY(comm_all_reduce(c, &failed, &any, 1, DT_I64, COMM_MAX));
     if (!any) return SP_OK;
     CHECK(failed, "checkpoint of step %lld not written: another rank failed", (long long)run->step);
     FAIL("%s", own);

@@ -62,11 +62,7 @@ sp_status train_metrics_open(const char *path, int64_t resume_step, train_metric
         }
     }
     train_metrics *m = calloc(1, sizeof *m);
-    if (!m || !(m->path = strdup(path))) {
-        free(m);
-        close(fd);
-        FAIL("out of memory");
-    }
+    CHECK(m && (m->path = strdup(path)), "out of memory");
     m->fd = fd;
     *out = m;
     return SP_OK;

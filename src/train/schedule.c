@@ -1,4 +1,4 @@
-/* schedule.c - learning rates, clipping and AdamW's step scalars; the formulas stand in schedule.h. */
+/* schedule.c - learning rates and clipping; the formulas stand in schedule.h. */
 #include "train/schedule.h"
 
 #include <math.h>
@@ -20,14 +20,6 @@ double train_lr(const train_schedule *s, int64_t step) {
     double t = span > 0 ? fmin(1, (double)(step - s->warmup) / (double)span) : 1;
     double share = s->decay == TRAIN_COSINE ? 0.5 * (1 + cos(3.14159265358979323846 * t)) : 1 - t;
     return s->min_lr + (s->lr - s->min_lr) * share;
-}
-
-train_step_scalars train_adamw_scalars(const train_adamw *o, const train_schedule *s, int64_t step) {
-    double t = (double)(step + 1);
-    /* 1 - beta^t by expm1: no digits are lost at beta near 1, where the difference is small. */
-    return (train_step_scalars){.lr = train_lr(s, step),
-                                .bias1 = o->beta1 > 0 ? -expm1(t * log(o->beta1)) : 1,
-                                .bias2 = o->beta2 > 0 ? -expm1(t * log(o->beta2)) : 1};
 }
 
 double train_clip_factor(double clip, double norm) { return clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1; }

@@ -1,4 +1,4 @@
-/* schedule.h - the numbers of a step that do not depend on the data: learning rate, clipping, AdamW. */
+/* schedule.h - the optimizer's numbers: learning rate of a step, clipping factor, AdamW's constants. */
 #ifndef AUTOSP_TRAIN_SCHEDULE_H
 #define AUTOSP_TRAIN_SCHEDULE_H
 
@@ -35,13 +35,6 @@ typedef struct train_adamw {
     bool decay_all;
     double clip; /* largest global gradient norm; 0: no clipping */
 } train_adamw;
-
-/* What the optimizer needs to know of step `step` (from 0). */
-typedef struct train_step_scalars {
-    double lr, bias1, bias2;
-} train_step_scalars;
-
-train_step_scalars train_adamw_scalars(const train_adamw *o, const train_schedule *s, int64_t step);
 
 /* The factor on every gradient: min(1, clip / (norm + 1e-6)) as torch.nn.utils.clip_grad_norm_ has it; 1 when
  * clip is 0. `norm` is the l2 norm over all gradients of all ranks. */

@@ -68,7 +68,7 @@ static sp_status save(model *m, int64_t step, int64_t keep) {
     ckpt_state s = state_of(m);
     comm *c = comm_self();
     sp_status st = ckpt_save(&p, &s, &run, "the plan\n", c);
-    c->ops->free(c);
+    comm_free(c);
     return st;
 }
 
@@ -152,7 +152,7 @@ static void companions_come_from_weights_then_archive(void **state) {
     p.copy_from = file;
     run.step = 4;
     assert_int_equal(ckpt_save(&p, &s, &run, NULL, c), SP_OK);
-    c->ops->free(c);
+    comm_free(c);
     for (int step = 3; step <= 4; step++) {
         char text[16] = "";
         FILE *f = fopen(in("%s/checkpoint-%d/config.json", step), "r");

@@ -1,0 +1,150 @@
+/* cmd_plan.c - `autosp plan`: what a step needs, before anything runs. Nothing is loaded and nothing is allocated: only
+ * the shapes of the model are read. */
+#include "cli/commands.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* Payload that one rank sends to others in a step: the collectives of every microbatch, then the gradients. */
+static int64_t comm_bytes(const plan *p, int64_t accum) {
+    static const struct {
+        ir_op op;
+        comm_op as;
+    } table[] = {{OP_all_reduce, COMM_ALL_REDUCE},
+                 {OP_all_gather, COMM_ALL_GATHER},
+                 {OP_reduce_scatter, COMM_REDUCE_SCATTER},
+                 {OP_all_to_all, COMM_ALL_TO_ALL}};
+    int64_t sum = 0;
+    for (int i = 0; i < p->program[PROG_STEP].instrs.n; i++) {
+        const plan_instr *in = &p->program[PROG_STEP].instrs.data[i];
+        if (in->axis < 0) continue;
+        const tensor *x = &in->in[0].t, *y = &in->out[0].t;
+        int size = p->mesh.axis[in->axis].size;
+        int64_t elem = dtype_size(x->type), from = tensor_numel(x) * elem, to = tensor_numel(y) * elem;
+        for (size_t k = 0; k < sizeof table / sizeof *table; k++) {
+            if (in->op != table[k].op) continue;
+            /* The calls' `bytes`: a block of an all-to-all, a rank's part of a gather, a whole of a reduction. */
+            int64_t bytes = in->op == OP_all_to_all ? from / size : in->op == OP_reduce_scatter ? to : from;
+            sum += comm_sent_bytes(table[k].as, 0, size, bytes, elem, 0);
+        }
+    }
+    sum *= accum;
+    for (int i = 0; i < p->params.n; i++) {
+        const plan_param *q = &p->params.data[i];
+        int64_t elem = dtype_size(p->type);
+        if (q->grad >= 0 && q->partial && p->mesh.naxes)
+            sum += comm_sent_bytes(COMM_ALL_REDUCE, 0, p->mesh.axis[0].size, ir_numel(&q->type) * elem, elem, 0);
+    }
+    return sum;
+}
+
+static sp_status print_json(const cli_options *o, const plan *p, int ranks, int64_t max_seq) {
+    const plan_memory *m = &p->memory;
+    char mesh[32];
+    snprintf(mesh, sizeof mesh, "dp=1,seq=%d", ranks);
+    int64_t bound = m->arena - m->section[SEC_WORK] + m->live_bound;
+    json_t *j =
+        json_pack("{s:I, s:i, s:s, s:I, s:o, s:I, s:I, s:I, s:f, s:o, s:I, s:o, s:o}", "seq", (json_int_t)p->seq_valid,
+                  "ranks", ranks, "mesh", mesh, "peak_bytes", (json_int_t)m->arena, "budget_bytes",
+                  o->memory ? json_integer(o->memory) : json_null(), "live_lower_bound_bytes", (json_int_t)bound,
+                  "arena_bytes", (json_int_t)m->arena, "saved_bytes", (json_int_t)m->saved, "recompute_fraction", 0.0,
+                  "lower_bound_gap", json_null(), "comm_bytes_per_rank", (json_int_t)comm_bytes(p, o->accum),
+                  "step_seconds_estimate", json_null(), "max_seq", max_seq ? json_integer(max_seq) : json_null());
+    CHECK(j, "out of memory");
+    static const char *const parts[SEC_COUNT] = {"parameters", "gradients", "optimizer",
+                                                 "constants",  "inputs",    "working"};
+    json_t *sections = json_object();
+    for (int i = 0; i < SEC_COUNT; i++) json_object_set_new(sections, parts[i], json_integer(m->section[i]));
+    json_object_set_new(j, "parts", sections);
+    json_dumpf(j, stdout, 0);
+    putchar('\n');
+    json_decref(j);
+    return SP_OK;
+}
+
+static void row(const char *name, int64_t bytes) {
+    char text[24];
+    printf("  %-34s %14lld  %12s\n", name, (long long)bytes, human_bytes(bytes, text));
+}
+
+static void print_table(const cli_options *o, const plan *p, int ranks, int64_t max_seq) {
+    const plan_memory *m = &p->memory;
+    if (max_seq) printf("longest sequence within the budget: %lld tokens\n\n", (long long)max_seq);
+    printf("%lld tokens a sequence, %lld a microbatch, %d rank%s; bytes on each rank\n\n", (long long)p->seq_valid,
+           (long long)p->batch, ranks, ranks == 1 ? "" : "s");
+    row("parameters", m->section[SEC_PARAM]);
+    row("gradients", m->section[SEC_GRAD]);
+    row("optimizer", m->section[SEC_MOMENT]);
+    row("constants and inputs", m->section[SEC_CONST] + m->section[SEC_INPUT]);
+    row("activations, placed", m->section[SEC_WORK]);
+    row("  alive at their peak: saved", m->peak_saved);
+    row("  alive at their peak: working", m->peak_working);
+    row("  alive at their peak: communication", m->peak_comm);
+    row("  least that any placement needs", m->live_bound);
+    row("peak", m->arena);
+    printf("\n");
+    row("saved by forward for backward", m->saved);
+    row("sent to other ranks in a step", comm_bytes(p, o->accum));
+}
+
+/* The longest sequence whose plan fits: doubled until it does not, then bisected. Lengths that the model refuses for
+ * other reasons count as not fitting. */
+static sp_status longest(const train_model *m, train_setup s, int64_t *best) {
+    int64_t low = 0, high = 0, step = s.ranks;
+    for (int64_t n = 64 * step; n <= (int64_t)1 << 32; n *= 2) {
+        train_compiled c;
+        s.seq = n;
+        if (train_compile(m, &s, &c) != SP_OK) {
+            high = n;
+            break;
+        }
+        low = n;
+        train_compiled_free(&c);
+    }
+    CHECK(low || high > step, "no sequence length fits: %s", err_text());
+    while (high && high - low > max64(step, low / 256)) { /* to half a percent */
+        int64_t n = low + (high - low) / 2 / step * step;
+        if (n == low) break;
+        train_compiled c;
+        s.seq = n;
+        if (train_compile(m, &s, &c) == SP_OK) {
+            train_compiled_free(&c);
+            low = n;
+        } else {
+            high = n;
+        }
+    }
+    CHECK(low > 0, "no sequence length fits: %s", err_text());
+    *best = low;
+    return SP_OK;
+}
+
+static sp_status run(const cli_options *o, const train_model *m, int ranks) {
+    train_setup s = cli_setup(o, ranks, max64(1, o->threads) > 1 ? (int)o->threads : 1);
+    int64_t max_seq = 0;
+    if (o->seq_max) {
+        CHECK(o->memory, "--seq max needs --memory BYTES");
+        CHECK(!m->fixed_seq, "the model was exported for sequences of %lld tokens only", (long long)m->fixed_seq);
+        TRY(longest(m, s, &max_seq));
+        s.seq = max_seq;
+    }
+    train_compiled c;
+    TRY(train_compile(m, &s, &c));
+    sp_status st = SP_OK;
+    if (o->json)
+        st = print_json(o, c.plan, ranks, max_seq);
+    else
+        print_table(o, c.plan, ranks, max_seq);
+    train_compiled_free(&c);
+    return st;
+}
+
+sp_status cmd_plan(const cli_options *o) {
+    TRY(cli_supported(o));
+    train_model *m;
+    TRY(train_model_open(o->model, NULL, true, 0, &m));
+    sp_status s = run(o, m, (int)max64(1, cli_ranks(o)));
+    train_model_close(m);
+    return s;
+}

@@ -1,0 +1,30 @@
+/* common.c - what several commands do with the options. */
+#include "cli/commands.h"
+
+sp_status cli_supported(const cli_options *o) {
+    CHECK(o->mesh_dp <= 1, "data-parallel meshes (dp=%lld) are not supported yet; use --ranks or --mesh seq=P",
+          (long long)o->mesh_dp);
+    CHECK(o->zero == 0, "--zero %lld is not supported yet: parameters and optimizer state are whole on every rank",
+          (long long)o->zero);
+    CHECK(!o->host_memory, "--host-memory is not supported yet: nothing is moved to the host");
+    CHECK(!o->machine, "--machine is not supported yet: plans are for this machine");
+    CHECK(!o->report, "--report is not supported yet; --json has the numbers");
+    CHECK(strcmp(o->device, "cuda") != 0, "this build has no device 'cuda'; use --device cpu");
+    return SP_OK;
+}
+
+int64_t cli_ranks(const cli_options *o) { return o->mesh_seq ? o->mesh_seq : o->ranks; }
+
+train_setup cli_setup(const cli_options *o, int ranks, int threads) {
+    return (train_setup){.seq = o->seq,
+                         .batch = o->batch,
+                         .ranks = ranks,
+                         .compute = o->compute,
+                         .device = o->device,
+                         .threads = threads,
+                         .exchange = o->exchange,
+                         .save_policy = o->save_policy,
+                         .tile_policy = o->tile_policy,
+                         .memory = o->memory,
+                         .optimizer = o->command != CLI_CHECK};
+}

@@ -1,0 +1,122 @@
+/* compile.c - from options to a plan, and from a plan to a loaded runtime on one rank. */
+#include "train/compile.h"
+
+static sp_status fixed_or(int64_t fixed, int64_t asked, const char *option, const char *what, int64_t *out) {
+    CHECK(fixed || asked, "the model takes any %s; give --%s N", what, option);
+    CHECK(!fixed || !asked || fixed == asked, "the model was exported for a %s of %lld only; give --%s %lld", what,
+          (long long)fixed, option, (long long)fixed);
+    *out = asked ? asked : fixed;
+    return SP_OK;
+}
+
+sp_status train_options(const train_model *m, const train_setup *s, pass_options *out) {
+    *out = (pass_options){.ranks = s->ranks,
+                          .compute = s->compute,
+                          .exchange = s->exchange,
+                          .save_policy = s->save_policy,
+                          .tile_policy = s->tile_policy,
+                          .memory = s->memory};
+    TRY(fixed_or(m->fixed_seq, s->seq, "seq", "sequence length", &out->seq));
+    TRY(fixed_or(m->fixed_batch, s->batch ? s->batch : m->fixed_batch ? 0 : 1, "batch", "batch", &out->batch));
+    int64_t low = m->import.seq_min, high = m->import.seq_max;
+    CHECK(m->is_text || m->fixed_seq || (out->seq >= low && (high == 0 || out->seq <= high)),
+          "--seq %lld is outside the lengths that the model was exported for, %lld to %lld; export it again with a "
+          "larger "
+          "range",
+          (long long)out->seq, (long long)low, (long long)high);
+    CHECK(s->ranks <= out->seq, "%d ranks for a sequence of %lld tokens; at most one rank a token", s->ranks,
+          (long long)out->seq);
+    return SP_OK;
+}
+
+static sp_status check_budget(const plan *p, int64_t budget) {
+    char need[24], have[24], params[24], grads[24], state[24], work[24];
+    const plan_memory *m = &p->memory;
+    CHECK(!budget || m->arena <= budget,
+          "a rank needs %s, --memory allows %s; of it parameters %s, gradients %s, optimizer %s, activations %s: raise "
+          "--memory, lower --seq or --batch, or take more ranks",
+          human_bytes(m->arena, need), human_bytes(budget, have), human_bytes(m->section[SEC_PARAM], params),
+          human_bytes(m->section[SEC_GRAD], grads), human_bytes(m->section[SEC_MOMENT], state),
+          human_bytes(m->section[SEC_WORK], work));
+    return SP_OK;
+}
+
+static sp_status compile(const train_model *m, const train_setup *s, train_compiled *c) {
+    ir_graph forward = *m->forward, *joint; /* passes allocate in their input's arena and do not change it */
+    forward.a = c->a;
+    exec_options eo = {.dev = c->dev, .threads = s->threads};
+    plan_options po = {.optimizer = s->optimizer, .workspace = exec_workspace, .ctx = &eo};
+    TRY(train_options(m, s, &c->options));
+    TRY(pass_pipeline(&forward, &c->options, NULL, NULL, &joint));
+    TRY(plan_build(joint, &po, &c->plan));
+    return check_budget(c->plan, s->memory);
+}
+
+sp_status train_compile(const train_model *m, const train_setup *s, train_compiled *out) {
+    *out = (train_compiled){.dev = device_find(s->device)};
+    CHECK(out->dev, "this build has no device '%s'", s->device);
+    CHECK(s->compute != DT_F64 || strcmp(s->device, "ref") == 0, "--dtype f64 needs --device ref");
+    out->a = arena_new();
+    if (compile(m, s, out) == SP_OK) return SP_OK;
+    train_compiled_free(out);
+    return SP_FAIL;
+}
+
+void train_compiled_free(train_compiled *c) {
+    arena_free(c->a);
+    *c = (train_compiled){0};
+}
+
+/* The loader can fill four inputs; the plan may have fewer. */
+static sp_status check_inputs(const plan *p) {
+    static const char *const known[] = {"input_ids", "labels", "position_ids", "document_ids", "inv_count"};
+    for (int i = 0; i < p->inputs.n; i++) {
+        bool ok = false;
+        for (int k = 0; k < 5; k++) ok |= strcmp(p->inputs.data[i].name, known[k]) == 0;
+        CHECK(ok,
+              "the model has an input '%s'; training data has input_ids, labels, position_ids and document_ids only: "
+              "export the model without it",
+              p->inputs.data[i].name);
+    }
+    return SP_OK;
+}
+
+static sp_status load_weights(const train_model *m, exec *e) {
+    const plan *p = exec_plan(e);
+    for (int i = 0; i < p->params.n; i++) {
+        const plan_param *q = &p->params.data[i];
+        TRY(train_model_read(m, q->name, q->type.t, ir_numel(&q->type), exec_param(e, i)));
+    }
+    return SP_OK;
+}
+
+sp_status train_load(const train_model *m, const train_compiled *p, comm *c, int threads, exec **out) {
+    *out = NULL;
+    TRY(check_inputs(p->plan));
+    exec_options o = {.dev = p->dev, .comm = c, .threads = threads};
+    exec *e;
+    TRY(exec_new(p->plan, &o, &e));
+    if (load_weights(m, e) != SP_OK) {
+        exec_free(e);
+        return SP_FAIL;
+    }
+    *out = e;
+    return SP_OK;
+}
+
+sp_status train_set_batch(exec *e, const train_batch *b) {
+    const plan *p = exec_plan(e);
+    const struct {
+        const char *name;
+        const int64_t *data;
+        int64_t pad;
+    } all[] = {{"input_ids", b->input_ids, 0},
+               {"labels", b->labels, p->ignore},
+               {"position_ids", b->position_ids, 0},
+               {"document_ids", b->document_ids, -1}};
+    for (int i = 0; i < p->inputs.n; i++)
+        for (int k = 0; k < 4; k++)
+            if (all[k].data && strcmp(p->inputs.data[i].name, all[k].name) == 0)
+                TRY(exec_set_input(e, all[k].name, all[k].data, all[k].pad));
+    return SP_OK;
+}

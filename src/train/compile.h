@@ -1,0 +1,42 @@
+/* compile.h - a model and what the user asked for become a plan: passes, planner, device's workspaces. */
+#ifndef AUTOSP_TRAIN_COMPILE_H
+#define AUTOSP_TRAIN_COMPILE_H
+
+#include "exec/exec.h"
+#include "pass/pass.h"
+#include "train/data.h"
+#include "train/model.h"
+
+typedef struct train_setup {
+    int64_t seq, batch; /* 0: as the model was exported */
+    int ranks;          /* of the sequence axis */
+    dtype compute;
+    const char *device; /* "cpu", "ref" */
+    int threads;        /* of one rank's kernels */
+    const char *exchange, *save_policy, *tile_policy;
+    int64_t memory; /* bytes a rank; 0: no budget */
+    bool optimizer; /* the plan holds AdamW's moments */
+} train_setup;
+
+typedef struct train_compiled {
+    arena *a; /* of the plan and its graphs */
+    const device *dev;
+    pass_options options; /* with the sizes that were used */
+    plan *plan;
+} train_compiled;
+
+/* Fills in what the export fixed and checks the rest against it; the passes' options. */
+sp_status train_options(const train_model *m, const train_setup *s, pass_options *out) SP_NODISCARD;
+
+/* Compiles; the model stays as it is and may be compiled again. SP_FAIL when the plan needs more than s->memory, with
+ * what it needs. Free with train_compiled_free. Not collective. */
+sp_status train_compile(const train_model *m, const train_setup *s, train_compiled *out) SP_NODISCARD;
+void train_compiled_free(train_compiled *c);
+
+/* Makes the exec of one rank and loads the model's weights into it. Collective. */
+sp_status train_load(const train_model *m, const train_compiled *p, comm *c, int threads, exec **out) SP_NODISCARD;
+
+/* One microbatch as the plan wants it: sets the inputs that it has. Absent arrays (NULL) leave inputs as they are. */
+sp_status train_set_batch(exec *e, const train_batch *b) SP_NODISCARD;
+
+#endif
