@@ -2,6 +2,7 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 
@@ -12,7 +13,10 @@ class InDouble(TorchFunctionMode):
         lift = lambda x: torch.float64 if x is torch.float32 else x
         if func is torch.Tensor.float:
             func = torch.Tensor.double
-        return func(*map(lift, args), **{key: lift(value) for key, value in (kwargs or {}).items()})
+        kwargs = {key: lift(value) for key, value in (kwargs or {}).items()}
+        if func in (F.rms_norm, torch.rms_norm) and len(args) < 4 and kwargs.get("eps") is None:
+            kwargs["eps"] = torch.finfo(torch.float32).eps  # the default is the element type's
+        return func(*map(lift, args), **kwargs)
 
 
 def loss_and_gradients(module, data):
