@@ -11,9 +11,10 @@
 #include "device/cpu/attn.h"
 
 enum {
-    BQ = 128, /* queries of a block: K and V are packed once for all its panels */
-    BC = 96,  /* keys of a tile: a multiple of the micro-kernel's rows, enough to amortise reloading O^T */
-    PANELS = BQ / MICRO_LANES
+    BQ_MAX = 256, /* queries of a block: K and V are packed once for all its panels */
+    BQ_MIN = 64,  /* where fewer blocks would leave threads idle; what a row gets does not depend on its block */
+    BC = 96,      /* keys of a tile: a multiple of the micro-kernel's rows, enough to amortise reloading O^T */
+    PANELS = BQ_MAX / MICRO_LANES
 };
 
 /* One thread's workspace, in floats. */
@@ -24,7 +25,7 @@ typedef struct scratch {
 static int64_t scratch_layout(int64_t D, int64_t Dp, float *base, scratch *w) {
     float *at = base;
     float **part[] = {&w->qt, &w->ot, &w->k, &w->v, &w->s, &w->max, &w->sum, &w->factor};
-    int64_t size[] = {BQ * D, BQ * D, BC * Dp, BC * Dp, BC * MICRO_LANES, BQ, BQ, MICRO_LANES};
+    int64_t size[] = {BQ_MAX * D, BQ_MAX * D, BC * Dp, BC * Dp, BC * MICRO_LANES, BQ_MAX, BQ_MAX, MICRO_LANES};
     int64_t total = 0;
     for (int i = 0; i < 8; i++) {
         if (at) *part[i] = at + total;
@@ -84,8 +85,8 @@ static void panel_step(const attn *a, const scratch *w, int64_t b, int64_t h, in
 }
 
 static void block(const attn *a, const scratch *w, const tensor *q, const tensor *k, const tensor *v, const tensor *o,
-                  const tensor *lse, int64_t b, int64_t h, int64_t q0) {
-    const int64_t L = MICRO_LANES, nq = min64(BQ, a->Sq - q0), hkv = h / (a->H / a->Hkv);
+                  const tensor *lse, int64_t b, int64_t h, int64_t q0, int64_t nq) {
+    const int64_t L = MICRO_LANES, hkv = h / (a->H / a->Hkv);
     const int panels = (int)ceil_div(nq, L);
     int64_t lo[PANELS], hi[PANELS], from = a->Sk, to = 0;
     for (int i = 0; i < panels; i++) {
@@ -136,7 +137,9 @@ void kern_attn_fwd(const tensor *q, const tensor *k, const tensor *v, const tens
     ASSERT(lse->rank == 3 && lse->type == DT_F32 && lse->dim[0] == a.B && lse->dim[1] == a.H && lse->dim[2] == a.Sq);
     const int threads = omp_get_max_threads();
     ASSERT(ws_bytes >= kern_attn_fwd_ws(q, k, threads));
-    const int64_t blocks = ceil_div(a.Sq, BQ), items = blocks * a.B * a.H;
+    int64_t bq = BQ_MAX;
+    while (bq > BQ_MIN && ceil_div(a.Sq, bq) * a.B * a.H < 4 * threads) bq /= 2;
+    const int64_t blocks = ceil_div(a.Sq, bq), items = blocks * a.B * a.H;
     if (!items) return;
     scratch unused;
     const int64_t part = scratch_layout(a.D, a.Dp, NULL, &unused);
@@ -146,6 +149,6 @@ void kern_attn_fwd(const tensor *q, const tensor *k, const tensor *v, const tens
         scratch_layout(a.D, a.Dp, (float *)ws + part * omp_get_thread_num(), &w);
         /* Last blocks first: under a causal mask they are the longest. */
         int64_t i = blocks - 1 - item / (a.B * a.H), bh = item % (a.B * a.H);
-        block(&a, &w, q, k, v, o, lse, bh / a.H, bh % a.H, i * BQ);
+        block(&a, &w, q, k, v, o, lse, bh / a.H, bh % a.H, i * bq, min64(bq, a.Sq - i * bq));
     }
 }
