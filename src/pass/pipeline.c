@@ -14,8 +14,9 @@ sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_af
     ir_graph *g;
     g = (ir_graph *)imported;
     if (after) after(ctx, "import", g);
+    RUN("simplify", pass_simplify(g, &g)); /* patterns; masks become descriptions; sizes still symbolic */
     RUN("bind", pass_bind(g, o, &g));      /* sizes become numbers; S padded to the ranks */
-    RUN("simplify", pass_simplify(g, &g)); /* patterns; masks become descriptions */
+    RUN("fold", pass_simplify(g, &g));     /* again, with numbers */
     RUN("cast", pass_cast(g, o, &g));      /* f64, or mixed bf16 */
     RUN("shard", pass_shard(g, o, &g));    /* layouts and collectives */
     RUN("diff", pass_diff(g, &g));         /* the joint graph */
@@ -23,4 +24,4 @@ sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_af
     return SP_OK;
 }
 
-const char *const pass_names[] = {"import", "bind", "simplify", "cast", "shard", "diff", NULL};
+const char *const pass_names[] = {"import", "simplify", "bind", "fold", "cast", "shard", "diff", NULL};
