@@ -37,6 +37,9 @@ sp_status pass_shard(const ir_graph *g, const pass_options *o, ir_graph **out) S
 /* diff.c: forward -> joint graph: outputs loss_sum and count, `accum` of every trainable parameter's gradient. */
 sp_status pass_diff(const ir_graph *g, ir_graph **out) SP_NODISCARD;
 
+/* schedule.c: the nodes in an order with a lower peak of live bytes, or the same order. */
+sp_status pass_schedule(const ir_graph *g, ir_graph **out) SP_NODISCARD;
+
 /* ---- pipeline.c ------------------------------------------------------------------------------- */
 
 /* Called after each pass, for dumps. */

@@ -20,8 +20,9 @@ sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_af
     RUN("cast", pass_cast(g, o, &g));      /* f64, or mixed bf16 */
     RUN("shard", pass_shard(g, o, &g));    /* layouts and collectives */
     RUN("diff", pass_diff(g, &g));         /* the joint graph */
+    RUN("schedule", pass_schedule(g, &g)); /* an order with a lower peak */
     *joint = g;
     return SP_OK;
 }
 
-const char *const pass_names[] = {"import", "simplify", "bind", "fold", "cast", "shard", "diff", NULL};
+const char *const pass_names[] = {"import", "simplify", "bind", "fold", "cast", "shard", "diff", "schedule", NULL};
