@@ -270,6 +270,7 @@ static sp_status steps_of(runner *r) {
 sp_status train_rank(comm *c, void *arg) {
     const train_job *j = arg;
     runner r = {.job = j, .c = c, .saved = j->resume ? j->first : -1};
+    if (j->first >= j->schedule.steps) return SP_OK; /* nothing to do: the arena is not even mapped */
     TRY(train_load(j->model, j->compiled, c, j->threads, &r.e));
     const pass_options *o = &j->compiled->options;
     size_t n = (size_t)(o->batch * o->seq);

@@ -1,0 +1,45 @@
+#!/bin/bash
+# Processes under mpirun train as threads do: the same metrics and checkpoints; check passes; failures end the job.
+# usage: mpi_train.sh AUTOSP SOURCE_DIR
+set -u
+autosp=$1
+source=$2
+model=$2/tests/fixtures/llama.pt2
+text=$2/examples/tiny-text/eval.txt
+"$autosp" version | grep -q MPI || { echo "built without MPI: skipped"; exit 77; }
+"$2/scripts/mpirun" -n 1 true 2>/dev/null || { echo "mpirun does not start a process here: skipped"; exit 77; }
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+failed=0
+complain() {
+    echo "$*"
+    [ -s "$dir/stderr" ] && cat "$dir/stderr"
+    failed=1
+}
+mpi() { timeout 120 "$source/scripts/mpirun" -n "$1" "$autosp" "${@:2}"; }
+numbers() { sed 's/"tokens_per_s".*"lr"/"lr"/; s/, "planned.*//' "$1"; } # without clocks
+
+options="--seq 65 --batch 2 --accum 2 --steps 4 --threads 1 --save-every 2"
+# shellcheck disable=SC2086
+"$autosp" train "$model" --data "$text" $options --ranks 2 --out "$dir/loop" --metrics "$dir/loop.jsonl" 2>"$dir/stderr" ||
+    complain "2 threads: exit $?"
+# shellcheck disable=SC2086
+mpi 2 train "$model" --data "$text" $options --out "$dir/mpi" --metrics "$dir/mpi.jsonl" 2>"$dir/stderr" ||
+    complain "2 processes: exit $?"
+[ "$(numbers "$dir/loop.jsonl")" = "$(numbers "$dir/mpi.jsonl")" ] || complain "threads and processes differ:
+$(numbers "$dir/loop.jsonl")
+$(numbers "$dir/mpi.jsonl")"
+for file in model.safetensors autosp/state.safetensors; do
+    cmp "$dir/loop/checkpoint-4/$file" "$dir/mpi/checkpoint-4/$file" || complain "$file differs"
+done
+grep -c "step 4/4" "$dir/stderr" | grep -qx 1 || complain "the last step is not told once"
+
+mpi 4 check "$model" --seq 30 --batch 3 --threads 1 --json >"$dir/out" 2>"$dir/stderr" || complain "check on 4: exit $?"
+grep -qF '"ranks": 4' "$dir/out" && [ "$(wc -l <"$dir/out")" = 1 ] || complain "check on 4 prints $(cat "$dir/out")"
+
+# A mistake ends all processes with one message.
+mpi 2 train "$model" --data "$dir/none.txt" --seq 64 >"$dir/out" 2>"$dir/stderr" && complain "a missing file is accepted"
+grep -q "none.txt" "$dir/stderr" || complain "the missing file is not named"
+mpi 2 train "$model" --data "$text" --seq 64 --ranks 3 >"$dir/out" 2>"$dir/stderr" && complain "--ranks 3 of 2 is accepted"
+grep -q "leave --ranks out" "$dir/stderr" || complain "--ranks 3 of 2 processes is not explained"
+exit $failed
