@@ -20,6 +20,58 @@ static ir_val take_rows(lower *L, ir_val x, ir_val index) {
     return lo_reshape(L, lo_op2(L, OP_embedding, lo_reshape(L, x, 2, flat), index, NO_ATTRS), n, size);
 }
 
+/* Is no element of V negative? Only what can be told from how it was made. */
+static bool nonnegative(lower *L, ir_val v, int depth) {
+    if (v < 0 || depth > 32) return false;
+    const ir_node *n = ir_def(L->g, v);
+    switch (n->op) {
+    case OP_iota: return true;
+    case OP_fill: return ir_float(n, "value", -1) >= 0;
+    case OP_const: {
+        const ir_attr *a = ir_find_attr(n, "data");
+        for (int i = 0; a && i < a->n; i++)
+            if (a->data[i] < 0) return false;
+        return a != NULL;
+    }
+    case OP_input: return true; /* token, position and document numbers are not negative */
+    case OP_cast: return lo_type(L, n->in[0])->t == DT_BOOL || nonnegative(L, n->in[0], depth + 1);
+    case OP_reshape:
+    case OP_permute:
+    case OP_expand:
+    case OP_slice:
+    case OP_copy:
+    case OP_sum:
+    case OP_cumsum:
+    case OP_add:
+    case OP_mul:
+    case OP_min:
+    case OP_concat:
+        for (int i = 0; i < n->nin; i++)
+            if (!nonnegative(L, n->in[i], depth + 1)) return false;
+        return true;
+    case OP_max: return nonnegative(L, n->in[0], depth + 1) || nonnegative(L, n->in[1], depth + 1);
+    case OP_select: return nonnegative(L, n->in[1], depth + 1) && nonnegative(L, n->in[2], depth + 1);
+    default: return false;
+    }
+}
+
+/* Negative indices count from the end. */
+static ir_val wrap_index(lower *L, ir_val index, ir_dim extent) {
+    if (L->failed || nonnegative(L, index, 0)) return index;
+    ir_val wrapped = lo_binary(L, OP_add, index, lo_size_value(L, DT_I64, extent));
+    return lo_select(L, lo_with_number(L, OP_lt, index, 0), wrapped, index);
+}
+
+/* The value of a tensor of one element that is a known number. */
+static bool known_number(lower *L, ir_val v, int64_t *out) {
+    for (int d = 0; v >= 0 && d < lo_type(L, v)->rank; d++)
+        if (lo_type(L, v)->dim[d] != 1) return false;
+    while (v >= 0 && (ir_opof(L->g, v) == OP_reshape || ir_opof(L->g, v) == OP_expand)) v = ir_def(L->g, v)->in[0];
+    if (v < 0 || ir_opof(L->g, v) != OP_fill) return false;
+    *out = (int64_t)ir_float(ir_def(L->g, v), "value", 0);
+    return true;
+}
+
 /* Several index tensors of one shape as one, over the merged leading dimensions of x. */
 static ir_val merge_indices(lower *L, ir_val *x, const ir_val *index, int k) {
     const ir_type t = *lo_type(L, *x);
@@ -57,6 +109,19 @@ static void index_tensor(lower *L, const lo_row *row) {
         bool indexed = i < n && list[i] >= 0;
         if (!indexed) perm[m++] = i;
     }
+    /* one known index is a slice, which every layout and gradient knows better */
+    int64_t one;
+    if (k == 1 && known_number(L, index[0], &one)) {
+        const ir_type t = *lo_type(L, x), ti = *lo_type(L, index[0]);
+        ir_dim start = dim_const(L->g, one), size[2 * IR_MAX_RANK];
+        if (one < 0) start = dim_add(L->g, t.dim[first], start);
+        for (int i = 0; i < first; i++) size[i] = t.dim[i];
+        for (int i = 0; i < ti.rank; i++) size[first + i] = 1;
+        for (int i = first + 1; i < rank; i++) size[i - 1 + ti.rank] = t.dim[i];
+        x = lo_slice(L, x, first, start, dim_add(L->g, start, 1), 1);
+        return lo_return(L, 0, lo_reshape(L, x, rank - 1 + ti.rank, size));
+    }
+    for (int i = 0; i < k; i++) index[i] = wrap_index(L, index[i], lo_type(L, x)->dim[dim[i]]);
     x = lo_permute(L, x, perm);
     /* the index tensors broadcast together */
     ir_val all = index[0];
@@ -90,6 +155,7 @@ static void index_select(lower *L, const lo_row *row) {
     ir_val x = lo_tensor(L, "self"), index = lo_cast(L, lo_tensor(L, "index"), DT_I64);
     int rank = lo_type(L, x)->rank, d = lo_axis(L, lo_int(L, "dim", 0), rank);
     if (L->failed || rank == 0) return lo_fail(L, "it indexes a scalar");
+    index = wrap_index(L, index, lo_type(L, x)->dim[d]);
     ir_val y = take_rows(L, lo_swap(L, x, 0, d), index);
     lo_return(L, 0, L->failed ? -1 : lo_swap(L, y, 0, d));
 }

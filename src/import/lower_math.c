@@ -302,6 +302,7 @@ static ir_val with_axis(lower *L, ir_val x, int at) {
 static ir_val matmul2(lower *L, ir_val x, ir_val y) {
     if (L->failed) return -1;
     const ir_type a = *lo_type(L, x), b = *lo_type(L, y);
+    if (a.rank < 2 || b.rank < 2) return lo_fail(L, "a matrix product of tensors that are no matrices"), -1;
     /* an outer product: nothing is summed */
     if (a.dim[a.rank - 1] == 1 && b.dim[b.rank - 2] == 1) return lo_binary(L, OP_mul, x, y);
     if (b.rank == 2) return times_matrix(L, x, y, false);
@@ -349,10 +350,163 @@ static void linear(lower *L, const lo_row *row) {
 }
 
 static void addmm(lower *L, const lo_row *row) {
-    (void)row;
+    const char *first = row->arg ? "batch1" : "mat1", *second = row->arg ? "batch2" : "mat2";
     ir_val c = scaled(L, lo_tensor(L, "self"), "beta");
-    ir_val y = scaled(L, matmul2(L, lo_tensor(L, "mat1"), lo_tensor(L, "mat2")), "alpha");
+    ir_val y = scaled(L, matmul2(L, lo_tensor(L, first), lo_tensor(L, second)), "alpha");
     lo_return(L, 0, lo_binary(L, OP_add, y, c));
+}
+
+/* torch.outer of two vectors */
+static void outer(lower *L, const lo_row *row) {
+    (void)row;
+    ir_val x = lo_tensor(L, "self"), y = lo_tensor(L, "vec2");
+    lo_operand o[2] = {{.v = x}, {.v = y}};
+    if (L->failed || lo_type(L, x)->rank != 1 || lo_type(L, y)->rank != 1) return lo_fail(L, "an outer product of no vectors");
+    dtype t = lo_result_type(L, o, 2);
+    lo_return(L, 0, lo_binary(L, OP_mul, with_axis(L, lo_cast(L, x, t), 1), lo_cast(L, y, t)));
+}
+
+/* The Euclidean norm (or the largest magnitude) along dimensions. */
+static void vector_norm(lower *L, const lo_row *row) {
+    (void)row;
+    ir_val x = lo_tensor(L, "self");
+    dtype t = lo_type(L, x)->t;
+    lo_dtype(L, "dtype", &t);
+    x = lo_cast(L, x, t);
+    int dims[IR_MAX_RANK], n = reduced(L, x, dims);
+    bool keep = lo_bool(L, "keepdim", false);
+    double ord = lo_float(L, strstr(row->target, "linalg") ? "ord" : "p", 2);
+    if (ord == 2) {
+        x = lo_sum(L, lo_op2(L, OP_mul, x, x, NO_ATTRS), n, dims, keep);
+        lo_return(L, 0, lo_op1(L, OP_sqrt, x, NO_ATTRS));
+    } else if (ord == 1) {
+        lo_return(L, 0, lo_sum(L, lo_op1(L, OP_abs, x, NO_ATTRS), n, dims, keep));
+    } else {
+        lo_fail(L, "a norm of order %g", ord);
+    }
+}
+
+static void square(lower *L, const lo_row *row) {
+    (void)row;
+    ir_val x = lo_tensor(L, "self");
+    lo_return(L, 0, lo_op2(L, OP_mul, x, x, NO_ATTRS));
+}
+
+/* ---- einsum ------------------------------------------------------------------------------------------------- */
+
+/* Sums out of X the letters that are in neither KEEP nor OTHER, and takes diagonals of none: a letter may appear once. */
+static ir_val sum_letters(lower *L, ir_val x, char *letters, const char *keep, const char *other) {
+    int dims[IR_MAX_RANK], n = 0, k = 0;
+    for (int i = 0; letters[i]; i++) {
+        if (strchr(keep, letters[i]) || strchr(other, letters[i])) letters[k++] = letters[i];
+        else dims[n++] = i;
+    }
+    letters[k] = 0;
+    return lo_sum(L, x, n, dims, false);
+}
+
+/* X's dimensions in the order of TO, with extent 1 where X has no such letter. */
+static ir_val arrange(lower *L, ir_val x, const char *letters, const char *to) {
+    int perm[IR_MAX_RANK], n = 0, rank = (int)strlen(to);
+    ir_dim size[2 * IR_MAX_RANK];
+    const ir_type t = *lo_type(L, x);
+    for (int i = 0; i < rank; i++) {
+        const char *c = strchr(letters, to[i]);
+        size[i] = 1;
+        if (!c) continue;
+        size[i] = t.dim[c - letters];
+        perm[n++] = (int)(c - letters);
+    }
+    if (L->failed || n != t.rank) return lo_fail(L, "einsum with a letter twice in one operand"), -1;
+    return lo_reshape(L, lo_permute(L, x, perm), rank, size);
+}
+
+/* One product: letters of both and of OUT are batch, letters of both only are summed. */
+static ir_val contract(lower *L, ir_val x, const char *lx, ir_val y, const char *ly, const char *keep, char *out) {
+    ir_dim lc[IR_MAX_RANK], rc[IR_MAX_RANK], lb[IR_MAX_RANK], rb[IR_MAX_RANK];
+    int nc = 0, nb = 0, n = 0;
+    char all[4 * IR_MAX_RANK] = "";
+    for (int i = 0; lx[i]; i++) {
+        const char *c = strchr(ly, lx[i]);
+        if (c && !strchr(keep, lx[i])) lc[nc] = i, rc[nc++] = c - ly;
+        if (c && strchr(keep, lx[i])) lb[nb] = i, rb[nb++] = c - ly, out[n++] = lx[i];
+    }
+    for (int i = 0; lx[i]; i++)
+        if (!strchr(ly, lx[i])) out[n++] = lx[i];
+    for (int i = 0; ly[i]; i++)
+        if (!strchr(lx, ly[i])) out[n++] = ly[i];
+    out[n] = 0;
+    if (nc == 0) { /* nothing is summed: an element-wise product */
+        snprintf(all, sizeof all, "%s", out);
+        return lo_binary(L, OP_mul, arrange(L, x, lx, all), arrange(L, y, ly, all));
+    }
+    return lo_op2(L, OP_dot, x, y, ATTRS(A_D("lc", nc, lc), A_D("rc", nc, rc), A_D("lb", nb, lb), A_D("rb", nb, rb)));
+}
+
+/* One operand's letters out of the equation, spaces dropped; an ellipsis becomes capital letters counted from the end. */
+static bool subscripts(lower *L, const char **p, int rank, char *out) {
+    int n = 0, named = 0;
+    for (const char *c = *p; *c && *c != ',' && *c != '-'; c++)
+        if ((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z')) named++;
+    for (; **p && **p != ',' && **p != '-'; ++*p) {
+        char c = **p;
+        if (c == ' ') continue;
+        if (c == '.') {
+            int dots = rank < 0 ? -rank - 1 : rank - named; /* the output is given how many the operands had */
+            if (strncmp(*p, "...", 3) != 0 || dots < 0 || n + dots > IR_MAX_RANK) return false;
+            *p += 2;
+            for (int i = 0; i < dots; i++) out[n++] = (char)('0' + dots - i);
+            continue;
+        }
+        if (n >= IR_MAX_RANK || !((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) || memchr(out, c, (size_t)n)) return false;
+        out[n++] = c;
+    }
+    out[n] = 0;
+    return L->failed || rank < 0 || n == rank;
+}
+
+/* einsum(equation, tensors): operands are multiplied from left to right. */
+static void einsum(lower *L, const lo_row *row) {
+    (void)row;
+    const char *p = lo_string(L, "equation", "");
+    enum { MAX_OPERANDS = 4 };
+    ir_val x[MAX_OPERANDS];
+    int n = lo_tensors(L, "tensors", MAX_OPERANDS, x), dots = 0;
+    char in[MAX_OPERANDS][IR_MAX_RANK + 1], out[IR_MAX_RANK + 1] = "", rest[MAX_OPERANDS * (IR_MAX_RANK + 1) + 1];
+    lo_operand o[MAX_OPERANDS];
+    bool ok = !L->failed && n > 0;
+    for (int i = 0; ok && i < n; i++) {
+        ok = subscripts(L, &p, lo_type(L, x[i])->rank, in[i]);
+        for (const char *c = in[i]; ok && *c; c++)
+            if (*c >= '1' && *c <= '9' && *c - '0' > dots) dots = *c - '0';
+        if (ok && i + 1 < n) ok = *p == ',', p++;
+        o[i] = (lo_operand){.v = x[i]};
+    }
+    ok = ok && p[0] == '-' && p[1] == '>';
+    if (ok) {
+        p += 2;
+        ok = subscripts(L, &p, -dots - 1, out) && *p == 0;
+    }
+    if (!ok) return lo_fail(L, "einsum %.60s", lo_string(L, "equation", ""));
+    dtype t = lo_result_type(L, o, n);
+    for (int i = 0; i < n; i++) x[i] = lo_cast(L, x[i], t);
+    char acc[2 * IR_MAX_RANK + 1];
+    snprintf(acc, sizeof acc, "%s", in[0]);
+    ir_val y = x[0];
+    for (int i = 1; i <= n && !L->failed; i++) {
+        rest[0] = 0; /* letters that what comes later or the result still needs */
+        strcat(rest, out);
+        for (int j = i + 1; j < n; j++) strcat(rest, in[j]);
+        y = sum_letters(L, y, acc, rest, i < n ? in[i] : "");
+        if (i == n) break;
+        x[i] = sum_letters(L, x[i], in[i], rest, acc);
+        char next[2 * IR_MAX_RANK + 1];
+        y = contract(L, y, acc, x[i], in[i], rest, next);
+        if (strlen(next) > IR_MAX_RANK) lo_fail(L, "einsum of too many dimensions");
+        snprintf(acc, sizeof acc, "%s", next);
+    }
+    if (strlen(out) != strlen(acc)) return lo_fail(L, "einsum with a result letter in no operand");
+    lo_return(L, 0, arrange(L, y, acc, out));
 }
 
 /* ---- sizes -------------------------------------------------------------------------------------------------- */
@@ -500,6 +654,12 @@ const lo_row lower_math[] = {
     {"aten.bmm.default", matmul, 1, 0},
     {"aten.linear.default", linear, 0, 0},
     {"aten.addmm.default", addmm, 0, 0},
+    {"aten.baddbmm.default", addmm, 1, 0},
+    {"aten.outer.default", outer, 0, 0},
+    {"aten.einsum.default", einsum, 0, 0},
+    {"aten.linalg_vector_norm.default", vector_norm, 0, 0},
+    {"aten.norm.ScalarOpt_dim", vector_norm, 0, 0},
+    {"aten.square.default", square, 0, 0},
     {"aten.sym_size.int", sym_size, 0, ROW_SIZE},
     {"aten.sym_numel.default", sym_size, 1, ROW_SIZE},
     {"_operator.add", size_arithmetic, '+', ROW_SIZE},

@@ -58,9 +58,8 @@ static void rms_norm(lower *L, const lo_row *row) {
     int n = lo_sizes(L, "normalized_shape", IR_MAX_RANK, shape);
     ir_type t;
     ir_val x = rows(L, lo_tensor(L, "input"), n, &t), w = row_weight(L, "weight", x, 1);
-    double machine = t.t == DT_F64   ? 0x1p-52
-                     : t.t == DT_F32 ? 0x1p-23
-                                     : 0x1p-7; /* PyTorch's eps when None: of the type */
+    /* eps None is the machine epsilon of the type that PyTorch computes in: f32 for bf16 */
+    double machine = t.t == DT_F64 ? 0x1p-52 : 0x1p-23;
     ir_val y = lo_op2(L, OP_rmsnorm, x, w, ATTRS(A_F("eps", lo_float(L, "eps", machine))));
     lo_return(L, 0, lo_reshape(L, y, t.rank, t.dim));
 }

@@ -7,7 +7,6 @@
 #include "import/pt2_internal.h"
 
 #include <ctype.h>
-#include <stdlib.h>
 
 /* The end of the string that starts at P with '"': behind its closing quote, or END. */
 static const char *skip_string(const char *p, const char *end) {
@@ -81,55 +80,54 @@ void pt2_cut_metadata(arena *a, const char *text, int64_t len, char *out, int64_
     *out_len = o - out;
 }
 
-/* One frame of a Python traceback, 'File "PATH", line N, in FUNCTION': its parts, or false. */
+/* One frame of a Python traceback, 'File "PATH", line N, in FUNCTION'. */
 typedef struct frame {
     const char *path, *func;
     int path_len, func_len;
     long line;
 } frame;
 
-static bool parse_frame(const char *s, frame *f) {
-    f->path = s;
-    const char *q = strchr(s, '"');
+/* The frame whose path starts at S, in JSON text where a quote is \" ; false when it is none. */
+static bool parse_frame(const char *s, const char *end, frame *f) {
+    static const char after[] = "\\\", line ", in[] = ", in ";
+    const char *q = memmem(s, (size_t)(end - s), after, sizeof after - 1);
     if (!q || q - s > 4096) return false;
-    f->path_len = (int)(q - s);
-    if (strncmp(q, "\", line ", 8) != 0) return false;
-    char *end;
-    f->line = strtol(q + 8, &end, 10);
-    f->func = "", f->func_len = 0;
-    if (!strncmp(end, ", in ", 5)) {
-        f->func = end + 5;
-        while (isalnum((unsigned char)f->func[f->func_len]) || f->func[f->func_len] == '_') f->func_len++;
+    *f = (frame){.path = s, .path_len = (int)(q - s), .func = ""};
+    q += sizeof after - 1;
+    for (; q < end && isdigit((unsigned char)*q) && f->line < 100000000; q++) f->line = f->line * 10 + (*q - '0');
+    if (end - q > (int)sizeof in && !memcmp(q, in, sizeof in - 1)) {
+        f->func = q += sizeof in - 1;
+        while (q < end && (isalnum((unsigned char)*q) || *q == '_')) q++;
+        f->func_len = (int)(q - f->func);
     }
     return true;
 }
 
 static bool inside_torch(const frame *f) {
-    for (int i = 0; i + 7 <= f->path_len; i++)
-        if (!memcmp(f->path + i, "/torch/", 7)) return true;
-    return f->path_len >= 6 && !memcmp(f->path, "torch/", 6);
+    return memmem(f->path, (size_t)f->path_len, "/torch/", 7) || (f->path_len >= 6 && !memcmp(f->path, "torch/", 6));
 }
 
+/* Read from the raw text: unescaping every node's traces would cost more than the rest of the import. */
 const char *pt2_source(arena *a, const pt2_node *n) {
-    if (!n->meta) return "";
-    json_t *o = json_loadb(n->meta, (size_t)n->meta_len, 0, NULL);
-    const char *trace = json_string_value(json_object_get(o, "stack_trace"));
+    static const char key[] = "\"stack_trace\"", file[] = "File \\\"";
+    const char *end = n->meta + n->meta_len;
+    const char *p = n->meta ? memmem(n->meta, (size_t)n->meta_len, key, sizeof key - 1) : NULL;
+    if (!p) return "";
+    p = memchr(p + sizeof key - 1, '"', (size_t)(end - p) - (sizeof key - 1));
+    if (!p) return "";
+    end = skip_string(p, end);
     frame best = {0}, f;
     bool found = false;
-    for (const char *p = trace ? strstr(trace, "File \"") : NULL; p; p = strstr(p, "File \"")) {
-        p += 6;
+    while ((p = memmem(p, (size_t)(end - p), file, sizeof file - 1))) {
+        p += sizeof file - 1;
         /* Innermost is last; frames inside torch only count when there is nothing else. */
-        if (parse_frame(p, &f) && (!found || !inside_torch(&f) || inside_torch(&best))) best = f, found = true;
+        if (parse_frame(p, end, &f) && (!found || !inside_torch(&f) || inside_torch(&best))) best = f, found = true;
     }
-    const char *text = "";
-    if (found) {
-        int base = best.path_len;
-        while (base > 0 && best.path[base - 1] != '/' && best.path[base - 1] != '\\') base--;
-        text = arena_printf(a, "%.*s:%ld%s%.*s", best.path_len - base, best.path + base, best.line,
-                            best.func_len ? ", in " : "", best.func_len, best.func);
-    }
-    json_decref(o);
-    return text;
+    if (!found) return "";
+    int base = best.path_len;
+    while (base > 0 && best.path[base - 1] != '/' && best.path[base - 1] != '\\') base--;
+    return arena_printf(a, "%.*s:%ld%s%.*s", best.path_len - base, best.path + base, best.line, best.func_len ? ", in " : "",
+                        best.func_len, best.func);
 }
 
 const pt2_arg *pt2_find_arg(const pt2_node *n, const char *name) {
