@@ -25,16 +25,20 @@ static bool nonnegative(lower *L, ir_val v, int depth) {
     if (v < 0 || depth > 32) return false;
     const ir_node *n = ir_def(L->g, v);
     switch (n->op) {
-    case OP_iota: return true;
-    case OP_fill: return ir_float(n, "value", -1) >= 0;
+    case OP_iota:
+        return true;
+    case OP_fill:
+        return ir_float(n, "value", -1) >= 0;
     case OP_const: {
         const ir_attr *a = ir_find_attr(n, "data");
         for (int i = 0; a && i < a->n; i++)
             if (a->data[i] < 0) return false;
         return a != NULL;
     }
-    case OP_input: return true; /* token, position and document numbers are not negative */
-    case OP_cast: return lo_type(L, n->in[0])->t == DT_BOOL || nonnegative(L, n->in[0], depth + 1);
+    case OP_input:
+        return true; /* token, position and document numbers are not negative */
+    case OP_cast:
+        return lo_type(L, n->in[0])->t == DT_BOOL || nonnegative(L, n->in[0], depth + 1);
     case OP_reshape:
     case OP_permute:
     case OP_expand:
@@ -49,9 +53,12 @@ static bool nonnegative(lower *L, ir_val v, int depth) {
         for (int i = 0; i < n->nin; i++)
             if (!nonnegative(L, n->in[i], depth + 1)) return false;
         return true;
-    case OP_max: return nonnegative(L, n->in[0], depth + 1) || nonnegative(L, n->in[1], depth + 1);
-    case OP_select: return nonnegative(L, n->in[1], depth + 1) && nonnegative(L, n->in[2], depth + 1);
-    default: return false;
+    case OP_max:
+        return nonnegative(L, n->in[0], depth + 1) || nonnegative(L, n->in[1], depth + 1);
+    case OP_select:
+        return nonnegative(L, n->in[1], depth + 1) && nonnegative(L, n->in[2], depth + 1);
+    default:
+        return false;
     }
 }
 

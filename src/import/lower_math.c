@@ -361,7 +361,8 @@ static void outer(lower *L, const lo_row *row) {
     (void)row;
     ir_val x = lo_tensor(L, "self"), y = lo_tensor(L, "vec2");
     lo_operand o[2] = {{.v = x}, {.v = y}};
-    if (L->failed || lo_type(L, x)->rank != 1 || lo_type(L, y)->rank != 1) return lo_fail(L, "an outer product of no vectors");
+    if (L->failed || lo_type(L, x)->rank != 1 || lo_type(L, y)->rank != 1)
+        return lo_fail(L, "an outer product of no vectors");
     dtype t = lo_result_type(L, o, 2);
     lo_return(L, 0, lo_binary(L, OP_mul, with_axis(L, lo_cast(L, x, t), 1), lo_cast(L, y, t)));
 }
@@ -394,12 +395,15 @@ static void square(lower *L, const lo_row *row) {
 
 /* ---- einsum ------------------------------------------------------------------------------------------------- */
 
-/* Sums out of X the letters that are in neither KEEP nor OTHER, and takes diagonals of none: a letter may appear once. */
+/* Sums out of X the letters that are in neither KEEP nor OTHER, and takes diagonals of none: a letter may appear once.
+ */
 static ir_val sum_letters(lower *L, ir_val x, char *letters, const char *keep, const char *other) {
     int dims[IR_MAX_RANK], n = 0, k = 0;
     for (int i = 0; letters[i]; i++) {
-        if (strchr(keep, letters[i]) || strchr(other, letters[i])) letters[k++] = letters[i];
-        else dims[n++] = i;
+        if (strchr(keep, letters[i]) || strchr(other, letters[i]))
+            letters[k++] = letters[i];
+        else
+            dims[n++] = i;
     }
     letters[k] = 0;
     return lo_sum(L, x, n, dims, false);
@@ -443,7 +447,8 @@ static ir_val contract(lower *L, ir_val x, const char *lx, ir_val y, const char 
     return lo_op2(L, OP_dot, x, y, ATTRS(A_D("lc", nc, lc), A_D("rc", nc, rc), A_D("lb", nb, lb), A_D("rb", nb, rb)));
 }
 
-/* One operand's letters out of the equation, spaces dropped; an ellipsis becomes capital letters counted from the end. */
+/* One operand's letters out of the equation, spaces dropped; an ellipsis becomes capital letters counted from the end.
+ */
 static bool subscripts(lower *L, const char **p, int rank, char *out) {
     int n = 0, named = 0;
     for (const char *c = *p; *c && *c != ',' && *c != '-'; c++)
@@ -458,7 +463,8 @@ static bool subscripts(lower *L, const char **p, int rank, char *out) {
             for (int i = 0; i < dots; i++) out[n++] = (char)('0' + dots - i);
             continue;
         }
-        if (n >= IR_MAX_RANK || !((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) || memchr(out, c, (size_t)n)) return false;
+        if (n >= IR_MAX_RANK || !((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) || memchr(out, c, (size_t)n))
+            return false;
         out[n++] = c;
     }
     out[n] = 0;

@@ -126,8 +126,8 @@ const char *pt2_source(arena *a, const pt2_node *n) {
     if (!found) return "";
     int base = best.path_len;
     while (base > 0 && best.path[base - 1] != '/' && best.path[base - 1] != '\\') base--;
-    return arena_printf(a, "%.*s:%ld%s%.*s", best.path_len - base, best.path + base, best.line, best.func_len ? ", in " : "",
-                        best.func_len, best.func);
+    return arena_printf(a, "%.*s:%ld%s%.*s", best.path_len - base, best.path + base, best.line,
+                        best.func_len ? ", in " : "", best.func_len, best.func);
 }
 
 const pt2_arg *pt2_find_arg(const pt2_node *n, const char *name) {
