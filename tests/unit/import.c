@@ -153,73 +153,62 @@ static void bad_models_are_named(void **state) {
 
 /* ---- small programs ------------------------------------------------------------------------------------------ */
 
-/* A program over input_ids, labels (B,S), w (6,4), v (4) and the matrix m (4,4) with the given nodes; its loss is the
- * mean of the value `out`. */
-#define TENSOR(n) "{\"as_tensor\":{\"name\":\"" n "\"}}"
-#define ARG(k, v) "{\"name\":\"" k "\",\"arg\":" v ",\"kind\":1}"
+/* Programs are written with ' for ": a program over input_ids, labels (B,S) and the parameters w (6,4), v (4), m (4,4)
+ * with the given nodes. EMBED makes x, (B,S,4); MEAN makes the loss of the value `out`. */
+/* clang-format off */
+#define TENSOR(n) "{'as_tensor':{'name':'" n "'}}"
+#define ARG(k, v) "{'name':'" k "','arg':" v ",'kind':1}"
 #define T(k, n) ARG(k, TENSOR(n))
-#define I(k, v) ARG(k, "{\"as_int\":" v "}")
-#define F(k, v) ARG(k, "{\"as_float\":" v "}")
-#define LIST(k, v) ARG(k, "{\"as_ints\":[" v "]}")
-#define NODE_OUT(target, args, outs)                                                                                   \
-    "{\"target\":\"torch.ops." target "\",\"inputs\":[" args "],\"outputs\":[" outs "],\"metadata\":{}}"
+#define I(k, v) ARG(k, "{'as_int':" v "}")
+#define F(k, v) ARG(k, "{'as_float':" v "}")
+#define LIST(k, v) ARG(k, "{'as_ints':[" v "]}")
+#define NODE_OUT(target, args, outs) "{'target':'torch.ops." target "','inputs':[" args "],'outputs':[" outs "],'metadata':{}}"
 #define NODE(target, args, out) NODE_OUT(target, args, TENSOR(out))
-#define SYMBOL(s) "{\"as_expr\":{\"expr_str\":\"Symbol('" s "')\",\"hint\":null}}"
-#define SIZE(s) "{\"as_int\":" s "}"
-#define META(t, dims) "{\"dtype\":" t ",\"sizes\":[" dims "]}"
-/* x = embedding(w, input_ids): (B,S,4), f32, and every program starts with it */
+#define SYMBOL(s) "{'as_expr':{'expr_str':'" s "','hint':null}}"
+#define SIZE(s) "{'as_int':" s "}"
+#define META(t, dims) "{'dtype':" t ",'sizes':[" dims "]}"
 #define EMBED NODE("aten.embedding.default", T("weight", "w") "," T("indices", "input_ids"), "x")
 #define MEAN NODE("aten.mean.default", T("self", "out"), "loss")
+
+static const char program_text[] =
+    "{'graph_module':{'graph':{"
+    "'inputs':[" TENSOR("w") "," TENSOR("v") "," TENSOR("m") "," TENSOR("input_ids") "," TENSOR("labels") "],"
+    "'outputs':[" TENSOR("loss") "],"
+    "'nodes':[%s],"
+    "'tensor_values':{%s%s"
+    "'input_ids':" META("5", SYMBOL("s0") "," SYMBOL("s1")) ",'labels':" META("5", SYMBOL("s0") "," SYMBOL("s1")) "},"
+    "'sym_int_values':{}},"
+    "'signature':{'input_specs':["
+    "{'parameter':{'arg':{'name':'w'},'parameter_name':'w'}},"
+    "{'parameter':{'arg':{'name':'v'},'parameter_name':'v'}},"
+    "{'parameter':{'arg':{'name':'m'},'parameter_name':'m'}},"
+    "{'user_input':{'arg':" TENSOR("input_ids") "}},"
+    "{'user_input':{'arg':" TENSOR("labels") "}}],"
+    "'output_specs':[{'user_output':{'arg':" TENSOR("loss") "}}]}},"
+    "'range_constraints':{'s1':{'min_val':3,'max_val':1000}},"
+    "'schema_version':{'major':8,'minor':14},'torch_version':'2.9.0'}";
+
+#define WEIGHT(name, offset, size, stride) \
+    "'" name "':{'path_name':'weight_0','is_param':true,'tensor_meta':{'dtype':7,'sizes':[" size "],'strides':[" stride "]," \
+    "'requires_grad':true,'storage_offset':{'as_int':" offset "}}}"
+static const char weights_text[] =
+    "{'config':{"
+    WEIGHT("w", "0", SIZE("6") "," SIZE("4"), SIZE("4") "," SIZE("1")) ","
+    WEIGHT("v", "24", SIZE("4"), SIZE("1")) ","
+    WEIGHT("m", "28", SIZE("4") "," SIZE("4"), SIZE("4") "," SIZE("1")) "}}";
+/* clang-format on */
 
 static void write_program(const char *nodes, const char *metas) {
     unlink(path);
     zip_t *z = zip_open(path, ZIP_CREATE | ZIP_TRUNCATE, NULL);
     assert_non_null(z);
     buf b = {0}, c = {0};
-    buf_printf(&b,
-               "{\"graph_module\":{\"graph\":{\"inputs\":[" TENSOR("w") "," TENSOR("v") "," TENSOR("m") "," TENSOR("inp"
-                                                                                                                   "ut_"
-                                                                                                                   "id"
-                                                                                                                   "s") "," TENSOR(
-                   "labels") "],"
-                             "\"outputs\":[" TENSOR(
-                                 "loss") "],\"nodes\":[%s],\"tensor_values\":{%s%s"
-                                         "\"input_ids\":" META("5", SYMBOL("s0") "," SYMBOL("s1")) ",\"labels\":" META(
-                                             "5",
-                                             SYMBOL("s0") "," SYMBOL("s1")) "},"
-                                                                            "\"sym_int_values\":{}},\"signature\":{"
-                                                                            "\"input_specs\":["
-                                                                            "{\"parameter\":{\"arg\":{\"name\":\"w\"},"
-                                                                            "\"parameter_name\":\"w\"}},{\"parameter\":"
-                                                                            "{\"arg\":{\"name\":\"v\"},\"parameter_"
-                                                                            "name\":\"v\"}},"
-                                                                            "{\"parameter\":{\"arg\":{\"name\":\"m\"},"
-                                                                            "\"parameter_name\":\"m\"}},"
-                                                                            "{\"user_input\":{\"arg\":" TENSOR("input_"
-                                                                                                               "ids") "}},{\"user_input\":{\"arg\":" TENSOR(
-                                                                                "labels") "}}],"
-                                                                                          "\"output_specs\":[{\"user_"
-                                                                                          "output\":{\"arg\":" TENSOR(
-                                                                                              "loss") "}}]}},\"range_"
-                                                                                                      "constraints\":{"
-                                                                                                      "\"s1\":{\"min_"
-                                                                                                      "val\":3,\"max_"
-                                                                                                      "val\":1000}},"
-                                                                                                      "\"schema_"
-                                                                                                      "version\":{"
-                                                                                                      "\"major\":8,"
-                                                                                                      "\"minor\":14},"
-                                                                                                      "\"torch_"
-                                                                                                      "version\":\"2.9."
-                                                                                                      "0\"}",
-               nodes, metas ? metas : "", metas ? "," : "");
-#define W(name, off, size, stride)                                                                                     \
-    "\"" name "\":{\"path_name\":\"weight_0\",\"is_param\":true,\"tensor_meta\":{\"dtype\":7,\"sizes\":[" size         \
-    "],\"strides\":[" stride "],"                                                                                      \
-    "\"requires_grad\":true,\"storage_offset\":{\"as_int\":" off "}}}"
-    buf_printf(&c, "{\"config\":{" W("w", "0", SIZE("6") "," SIZE("4"), SIZE("4") "," SIZE("1")) "," W(
-                       "v", "24", SIZE("4"), SIZE("1")) "," W("m", "28", SIZE("4") "," SIZE("4"),
-                                                              SIZE("4") "," SIZE("1")) "}}");
+    buf_printf(&b, program_text, nodes, metas ? metas : "", metas ? "," : "");
+    buf_printf(&c, "%s", weights_text);
+    for (size_t i = 0; i < b.n; i++)
+        if (b.data[i] == '\'') b.data[i] = '"';
+    for (size_t i = 0; i < c.n; i++)
+        if (c.data[i] == '\'') c.data[i] = '"';
     static const float data[44];
     const struct {
         const char *name;
@@ -305,21 +294,21 @@ static void numbers_do_not_promote(void **state) {
     expect_in(ON_X("aten.add.Tensor", "," T("other", "x") "," F("alpha", "2.0")), NULL, "fill {value=2.0}");
     expect_in(ON_X("aten.pow.Tensor_Scalar", "," I("exponent", "2")), NULL, "mul(%2, %2)");
     /* the declared element type is kept even where ours would be wider */
-    expect_in(ON_X("aten.to.dtype", "," ARG("dtype", "{\"as_scalar_type\":13}")),
-              "\"out\":" META("13", SYMBOL("s0") "," SYMBOL("s1") "," SIZE("4")), "bf16[B,S,4]");
+    expect_in(ON_X("aten.to.dtype", "," ARG("dtype", "{'as_scalar_type':13}")),
+              "'out':" META("13", SYMBOL("s0") "," SYMBOL("s1") "," SIZE("4")), "bf16[B,S,4]");
 }
 
 static void regions_stop_gradients(void **state) {
     (void)state;
 #define REGION(flag, target)                                                                                           \
-    EMBED "," NODE_OUT("higher_order." target,                                                                         \
-                       ARG("", "{\"as_bool\":" flag                                                                    \
-                               "}") ",{\"name\":\"\",\"arg\":{\"as_graph\":{\"name\":\"g\",\"graph\":{"                \
-                                    "\"inputs\":[" TENSOR("a") "],\"outputs\":[" TENSOR("b") "],\"nodes\":[" NODE(     \
-                                        "aten.exp.default", T("self", "a"),                                            \
-                                        "b") "],"                                                                      \
-                                             "\"tensor_values\":{},\"sym_int_values\":{}}}}}," T("", "v"),             \
-                       TENSOR("e")) "," NODE("aten.mul.Tensor", T("self", "x") "," T("other", "e"), "out") "," MEAN
+    EMBED "," NODE_OUT(                                                                                                \
+        "higher_order." target,                                                                                        \
+        ARG("", "{'as_bool':" flag "}") ",{'name':'','arg':{'as_graph':{'name':'g','graph':{"                          \
+                                        "'inputs':[" TENSOR("a") "],'outputs':[" TENSOR("b") "],'nodes':[" NODE(       \
+                                            "aten.exp.default", T("self", "a"),                                        \
+                                            "b") "],"                                                                  \
+                                                 "'tensor_values':{},'sym_int_values':{}}}}}," T("", "v"),             \
+        TENSOR("e")) "," NODE("aten.mul.Tensor", T("self", "x") "," T("other", "e"), "out") "," MEAN
     expect_in(REGION("false", "wrap_with_set_grad_enabled"), NULL, "stop_grad(");
     char *text = text_of(REGION("true", "wrap_with_set_grad_enabled"), NULL);
     assert_null(strstr(text, "stop_grad"));
@@ -413,8 +402,8 @@ static void nonsense_is_refused(void **state) {
     expect_refused(ON_X("aten.cat.default", ""), NULL, "tensors");
     expect_refused(ON_X("aten.split.Tensor", "," I("split_size", "0") "," I("dim", "2")), NULL, "parts");
     expect_refused(ON_X("aten.layer_norm.default", "," LIST("normalized_shape", "4,4,4,4,4")), NULL, "input");
-    expect_refused(ON_X("aten.to.dtype", "," ARG("dtype", "{\"as_scalar_type\":6}")), NULL, "float16");
-    expect_refused(ON_X("aten.exp.default", ""), "\"out\":" META("5", SYMBOL("s0")), "declares");
+    expect_refused(ON_X("aten.to.dtype", "," ARG("dtype", "{'as_scalar_type':6}")), NULL, "float16");
+    expect_refused(ON_X("aten.exp.default", ""), "'out':" META("5", SYMBOL("s0")), "declares");
     expect_refused(ON_X("aten.bernoulli.p", "," F("p", "0.5")), NULL, "aten.bernoulli.p (1 time");
     expect_refused("", NULL, "does not return a tensor");
 }
