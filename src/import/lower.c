@@ -170,8 +170,8 @@ static void rename_changed(lower *L) {
     const lo_value old = s->vals.data[self];
     for (int i = 0; old.maker < 0 && s->pg == L->p->graph && i < L->p->n_in; i++)
         if (!strcmp(L->p->in[i].value, self_name))
-            return lo_fail(L, "it changes %s in place; training needs a model whose forward pass changes no state",
-                           L->p->in[i].fqn ? L->p->in[i].fqn : self_name);
+            return lo_fail(L, "it changes %s (%s) in place; training needs a model whose forward pass changes no state",
+                           L->p->in[i].fqn ? L->p->in[i].fqn : "the input", self_name);
     if (old.maker < 0) return lo_fail(L, "it changes %s, which is made outside of this region, in place", self_name);
     const ir_type t = *lo_type(L, old.v);
     ir_val v = lo_expand(L, lo_cast(L, s->vals.data[result].v, t.t), t.rank, t.dim);
