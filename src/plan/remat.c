@@ -97,6 +97,16 @@ int remat_order(const remat_seg *s, const remat_plan *p, int *order) {
     return c.n;
 }
 
+/* An operand's storage that ends at op k and is as large as result r; -1 none. */
+static int dying(const remat_seg *s, const remat_op *op, int r, int k, const uint8_t *alive, const uint8_t *stays,
+                 const int *last) {
+    for (int j = 0; j < op->nin; j++) {
+        int x = s->val[op->in[j]].root;
+        if (alive[x] && !stays[x] && last[x] == k && x != r && s->val[x].bytes == s->val[r].bytes) return x;
+    }
+    return -1;
+}
+
 /* The peak of a sequence of ops. live: bytes alive before it. A storage dies after the last op that touches it or a
  * view of it, unless it stays. birth: which storages are alive already. */
 static int64_t peak_of(const remat_seg *s, const int *order, int n, bool backward, uint8_t *alive, const uint8_t *stays,
@@ -120,6 +130,11 @@ static int64_t peak_of(const remat_seg *s, const int *order, int n, bool backwar
         for (int j = 0; j < op->nout; j++) {
             int r = s->val[op->out[j]].root;
             if (alive[r] || s->val[r].flags & REMAT_FREE) continue;
+            int heir = op->flags & REMAT_INPLACE ? dying(s, op, r, k, alive, stays, last) : -1;
+            if (heir >= 0) {
+                alive[heir] = 0;
+                live -= s->val[heir].bytes;
+            }
             alive[r] = 1;
             live += s->val[r].bytes;
         }

@@ -40,7 +40,11 @@ typedef struct remat_val {
     uint32_t flags;
 } remat_val;
 
-enum { REMAT_BAN = 1 }; /* of an op: never run twice (side effects, random numbers that cannot be replayed) */
+enum {                /* of an op */
+       REMAT_BAN = 1, /* never run twice (side effects, random numbers that cannot be replayed) */
+       REMAT_INPLACE =
+           2 /* a result may take over the storage of an operand of the same size that is read for the last time */
+};
 
 typedef struct remat_op {
     double seconds; /* to run it again; a view's op: 0 */
@@ -79,7 +83,7 @@ bool remat_complete(const remat_seg *s, remat_plan *p, bool *again);
 int remat_order(const remat_seg *s, const remat_plan *p, int *order);
 
 /* Sets the plan's window: the most bytes alive at one step of the segment's forward, or of its backward in remat_order,
- * not counting what other segments keep. Values die after their last reader; nothing is done in place. fwd and bwd (may
+ * not counting what other segments keep. Values die after their last reader. fwd and bwd (may
  * be NULL) get the two peaks. */
 void remat_window(const remat_seg *s, remat_plan *p, int64_t *fwd, int64_t *bwd);
 

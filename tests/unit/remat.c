@@ -330,6 +330,29 @@ static void windows_are_the_live_bound(void **state) {
     assert_true(plans > 500);
 }
 
+/* x -> a (in place over nothing: x is kept) -> b (over a) -> c of another size: two of the three at a time. */
+static void results_take_over_operands(void **state) {
+    (void)state;
+    toy t = {0};
+    t.s.val = t.val;
+    t.s.fwd = t.fwd;
+    t.s.bwd = t.bwd;
+    int x = toy_val(&t, 100, REMAT_INPUT), a = toy_val(&t, 100, 0), b = toy_val(&t, 100, 0),
+        c = toy_val(&t, 70, REMAT_OUT);
+    toy_op(&t, false, 1, 1, &x, 1, &a)->flags = REMAT_INPLACE;
+    toy_op(&t, false, 1, 1, &a, 1, &b)->flags = REMAT_INPLACE;
+    toy_op(&t, false, 1, 1, &b, 1, &c)->flags = REMAT_INPLACE;
+    uint8_t saved[4] = {0};
+    remat_plan p = {.saved = saved};
+    int64_t fwd;
+    assert_true(remat_complete(&t.s, &p, NULL));
+    remat_window(&t.s, &p, &fwd, NULL);
+    assert_int_equal(fwd, 100 + 100 + 70);
+    t.fwd[1].flags = 0;
+    remat_window(&t.s, &p, &fwd, NULL);
+    assert_int_equal(fwd, 100 + 100 + 100);
+}
+
 /* ---- chains ------------------------------------------------------------------------------------- */
 
 static void chain_is_the_best_of_all_combinations(void **state) {
@@ -569,6 +592,7 @@ int main(void) {
         cmocka_unit_test(recompute_sets_are_nested),
         cmocka_unit_test(front_is_complete),
         cmocka_unit_test(windows_are_the_live_bound),
+        cmocka_unit_test(results_take_over_operands),
         cmocka_unit_test(chain_is_the_best_of_all_combinations),
         cmocka_unit_test(llama_is_near_the_bound),
         cmocka_unit_test(offload_shifts_the_front),

@@ -1,0 +1,240 @@
+/* save.c - decides what is kept from the forward to the backward, what is computed again, and writes the graph.
+ *
+ * Why this algorithm: bytes alone do not decide (keeping the output of attention is worth more than keeping a norm's),
+ * and neither do rules by operator (the same rule serves 8 GB and 80 GB). Seconds as the price of recomputing a value
+ * and bytes as the price of keeping it make each layer's choice a minimum cut; all prices give a layer's front, a
+ * dynamic program over the layers the front of the whole step (plan/remat.h). The estimate of the peak knows neither
+ * in-place results nor copies of strided operands nor workspaces, so a judge (lowering and placement) has the last
+ * word: the budget that the front is asked for is corrected by what the judge found, until the plan fits and is not
+ * needlessly lean.
+ *
+ * The other policies are plans of the same machinery, for comparison: see save.h.
+ *
+ * Requires: a bound joint graph whose forward nodes have tag 0 and backward nodes tag 1 (pass_diff). Gives: the same
+ * results, bit by bit; recomputing nodes have tag 2. Keeps: leaves, outputs, the order of forward and of backward
+ * nodes.
+ */
+#include "pass/save.h"
+#include "pass/save_impl.h"
+
+#include <math.h>
+
+enum { PLANS = 64 }; /* kept for each class */
+
+/* Every needed value is kept. */
+static remat_plan keep_all(arena *a, const remat_seg *s) {
+    remat_plan p = {.saved = ARENA_ARRAY(a, uint8_t, s->nval)};
+    uint8_t *made = ARENA_ARRAY(a, uint8_t, s->nval);
+    for (int i = 0; i < s->nfwd; i++)
+        for (int j = 0; j < s->fwd[i].nout; j++) made[s->fwd[i].out[j]] = 1;
+    for (int i = 0; i < s->nbwd; i++)
+        for (int j = 0; j < s->bwd[i].nin; j++) {
+            int r = s->val[s->bwd[i].in[j]].root;
+            if (made[r] && !(s->val[r].flags & (REMAT_FREE | REMAT_OUT))) p.saved[r] = REMAT_DEVICE;
+        }
+    return p;
+}
+
+/* Nothing but the boundary is kept, and what must not run twice. */
+static sp_status keep_boundary(arena *a, const remat_seg *s, remat_plan *p) {
+    *p = (remat_plan){.saved = ARENA_ARRAY(a, uint8_t, s->nval)};
+    if (remat_complete(s, p, NULL)) return SP_OK;
+    return remat_cut(a, s, 1e-30, p); /* something is banned: the plan with the least bytes */
+}
+
+/* ---- the report -------------------------------------------------------------------------------- */
+
+static const char *name_of(const save_model *m, const save_seg *s) {
+    for (int v = 0; v < s->s.nval; v++) {
+        const ir_node *n = ir_def(m->g, s->val[v]);
+        if (n->op == OP_param) return ir_str(n, "name");
+    }
+    return "";
+}
+
+static void report_plans(const save_model *m, const remat_plan *const *chosen, save_report *r) {
+    r->segments = m->nseg;
+    r->classes = m->ncls;
+    r->segment = ARENA_ARRAY(m->g->a, save_segment, m->nseg);
+    r->kept = r->estimate = 0;
+    r->again = r->comm_again = r->forward = r->backward = 0;
+    for (int k = 0; k < m->nseg; k++) {
+        const save_seg *s = &m->seg[k];
+        const remat_plan *p = chosen[k];
+        save_segment *x = &r->segment[k];
+        bool *again = ARENA_ARRAY(m->a, bool, s->s.nfwd);
+        remat_plan copy = *p;
+        copy.saved = arena_memdup(m->a, p->saved, (size_t)s->s.nval);
+        ASSERT(remat_complete(&s->s, &copy, again));
+        *x = (save_segment){.name = name_of(m, s), .cls = s->cls, .kept = p->bytes, .window = p->window};
+        x->again = p->seconds;
+        for (int v = 0; v < s->s.nval; v++) x->kept_values += copy.saved[v] != 0;
+        for (int i = 0; i < s->s.nfwd; i++) {
+            x->forward += s->s.fwd[i].seconds;
+            if (!again[i] || s->s.fwd[i].seconds <= 0) continue;
+            x->again_ops++;
+            if (op_table[m->g->nodes.data[s->fwd[i]].op].flags & F_COLL) r->comm_again += s->s.fwd[i].seconds;
+        }
+        for (int i = 0; i < s->s.nbwd; i++) r->backward += s->s.bwd[i].seconds;
+        r->estimate = max64(r->estimate, r->kept + x->window);
+        r->kept += x->kept;
+        r->forward += x->forward;
+        r->again += x->again;
+    }
+}
+
+/* ---- ours -------------------------------------------------------------------------------------- */
+
+typedef struct search {
+    const save_model *m;
+    const save_options *o;
+    save_report *r;
+    remat_chain chain;
+    remat_curve *curve;
+    const remat_points *pts;
+    const remat_plan **plan; /* by segment */
+    int *choice;
+} search;
+
+static void take(search *s, int point) {
+    remat_curve_plans(s->curve, point, s->choice);
+    for (int k = 0; k < s->m->nseg; k++) s->plan[k] = &s->chain.plans[s->m->cls[k]].data[s->choice[k]];
+}
+
+/* The bytes of a rank when the graph is lowered and placed. */
+static sp_status lowered(const save_options *o, const ir_graph *g, save_report *r, int64_t *bytes) {
+    plan *p;
+    r->rounds++;
+    TRY(plan_build(g, o->lower, &p));
+    *bytes = p->memory.arena;
+    return SP_OK;
+}
+
+/* What a point of the front really takes. Candidates live in an arena of their own. */
+static sp_status try_point(search *s, int point, int64_t *bytes) {
+    take(s, point);
+    if (!s->o->lower) {
+        *bytes = s->pts->data[point].peak;
+        return SP_OK;
+    }
+    arena *a = arena_new();
+    ir_graph *g;
+    sp_status ok = save_emit(s->m, a, s->plan, &g);
+    if (ok == SP_OK) ok = lowered(s->o, g, s->r, bytes);
+    arena_free(a);
+    return ok;
+}
+
+static sp_status too_small(search *s, int64_t least) {
+    int at = 0;
+    char have[24], want[24], window[24], kept[24];
+    take(s, 0);
+    report_plans(s->m, s->plan, s->r);
+    s->r->least = least;
+    int64_t sum = 0, most = -1, before = 0;
+    for (int k = 0; k < s->m->nseg; k++) {
+        if (sum + s->r->segment[k].window > most) {
+            most = sum + s->r->segment[k].window;
+            before = sum;
+            at = k;
+        }
+        sum += s->r->segment[k].kept;
+    }
+    FAIL(
+        "memory: a budget of %s is too small; the least feasible one is %s (%lld bytes). At that peak segment %d of %d "
+        "(%s) has %s alive beside %s kept by the segments before it; use a shorter --seq, more --ranks or a larger "
+        "--memory",
+        human_bytes(s->o->memory, have), human_bytes(least, want), (long long)least, at + 1, s->m->nseg,
+        s->r->segment[at].name, human_bytes(s->r->segment[at].window, window), human_bytes(before, kept));
+}
+
+/* The fastest point that fits: guess by the estimate and the last candidate's correction, then close in. */
+static sp_status fit(search *s, int *point) {
+    int lo = -1, hi = s->pts->n, k = s->pts->n - 1; /* lo fits, hi does not */
+    int64_t bytes = 0, budget = s->o->memory;
+    for (int round = 0; hi - lo > 1; round++) {
+        TRY(try_point(s, k, &bytes));
+        if (budget <= 0 || bytes <= budget) {
+            lo = k;
+            s->r->arena = bytes;
+            if (budget <= 0 || (round >= 4 && bytes > budget - budget / 500) || round >= 10) break;
+        } else {
+            hi = k;
+        }
+        int guess = remat_curve_find(s->curve, s->pts->data[k].peak + (budget - bytes));
+        k = round < 6 ? guess : lo + (hi - lo) / 2;
+        if (k <= lo) k = lo + 1;
+        if (k >= hi) k = hi - 1;
+    }
+    if (lo < 0) return too_small(s, bytes);
+    *point = lo;
+    return SP_OK;
+}
+
+static sp_status budget_policy(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
+    arena *ga = m->g->a; /* the front outlives the pass */
+    search s = {.m = m, .o = o, .r = r};
+    remat_plans *plans = ARENA_ARRAY(m->a, remat_plans, m->ncls);
+    for (int c = 0; c < m->ncls; c++) {
+        const remat_seg *x = &m->seg[m->first[c]].s;
+        TRY_NOTE(remat_front(m->a, x, PLANS, &plans[c]), "save: segment %d of %d", m->first[c] + 1, m->nseg);
+    }
+    s.chain = (remat_chain){.n = m->nseg, .cls = m->cls, .plans = plans};
+    s.curve = remat_chain_solve(ga, &s.chain);
+    s.pts = remat_curve_points(s.curve);
+    s.plan = ARENA_ARRAY(m->a, const remat_plan *, m->nseg);
+    s.choice = ARENA_ARRAY(m->a, int, m->nseg);
+    TRY(fit(&s, &r->point));
+    take(&s, r->point);
+    TRY(save_emit(m, ga, s.plan, out));
+    report_plans(m, s.plan, r);
+    r->front = s.pts;
+    /* What the budget leaves to the model: it is held against the same estimate that the chosen plan has. */
+    int64_t room = o->memory > 0 ? s.pts->data[r->point].peak + max64(0, o->memory - r->arena) : INT64_MAX / 2;
+    r->bound = remat_chain_bound(&s.chain, room);
+    double step = r->forward + r->backward;
+    r->gap = step > 0 ? (r->again - r->bound) / (step + r->bound) : 0;
+    return SP_OK;
+}
+
+/* ---- entry ------------------------------------------------------------------------------------- */
+
+static sp_status fixed_policy(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
+    const remat_plan **chosen = ARENA_ARRAY(m->a, const remat_plan *, m->nseg);
+    for (int k = 0; k < m->nseg; k++) {
+        remat_plan *p = ARENA_NEW(m->a, remat_plan);
+        const remat_seg *s = &m->seg[k].s;
+        if (strcmp(r->policy, "all") == 0) {
+            *p = keep_all(m->a, s);
+        } else if (strcmp(r->policy, "layer") == 0) {
+            TRY_NOTE(keep_boundary(m->a, s, p), "save: segment %d of %d", k + 1, m->nseg);
+        } else {
+            TRY(save_rule_plan(m, strcmp(r->policy, "autosp") == 0, p));
+        }
+        ASSERT(remat_complete(s, p, NULL));
+        remat_window(s, p, NULL, NULL);
+        chosen[k] = p;
+    }
+    report_plans(m, chosen, r);
+    if (strcmp(r->policy, "all") == 0) {
+        *out = (ir_graph *)m->g; /* nothing runs again */
+    } else {
+        TRY(save_emit(m, m->g->a, chosen, out));
+    }
+    return o->lower ? lowered(o, *out, r, &r->arena) : SP_OK;
+}
+
+sp_status pass_save(const ir_graph *joint, const save_options *o, save_report *r, ir_graph **out) {
+    static const char *const policies[] = {"all", "layer", "pytorch", "autosp", "budget"};
+    *r = (save_report){.policy = NULL, .point = -1};
+    for (size_t i = 0; i < sizeof policies / sizeof *policies; i++)
+        if (strcmp(o->policy ? o->policy : "budget", policies[i]) == 0) r->policy = policies[i];
+    CHECK(r->policy, "save.policy=%s is unknown; use all, pytorch, autosp, layer or budget", o->policy);
+    bool rule = strcmp(r->policy, "pytorch") == 0 || strcmp(r->policy, "autosp") == 0;
+    arena *a = arena_new();
+    save_model m;
+    sp_status ok = save_model_build(a, joint, o, rule, &m);
+    if (ok == SP_OK) ok = strcmp(r->policy, "budget") == 0 ? budget_policy(&m, o, r, out) : fixed_policy(&m, o, r, out);
+    arena_free(a);
+    return ok;
+}

@@ -1,0 +1,59 @@
+/* save.h - the pass that decides, for every value of the forward that the backward reads, whether it is kept, computed
+ * again, or moved to the host. Works on the joint graph; see save.c.
+ */
+#ifndef AUTOSP_PASS_SAVE_H
+#define AUTOSP_PASS_SAVE_H
+
+#include "cost/cost.h"
+#include "ir/ir.h"
+#include "plan/plan.h"
+#include "plan/remat.h"
+
+/* The policies of --set save.policy=... :
+ *   all      keep every value that the backward reads
+ *   layer    keep each layer's input, compute all else of the layer again (full activation checkpointing)
+ *   pytorch  the default minimum-cut partitioner of torch.compile: rules by operator, no budget
+ *   autosp   the same with AutoSP's rule: products may run again, attention never
+ *   budget   ours: the fastest plan within the budget; without one, the same as all */
+typedef struct save_options {
+    const char *policy;          /* NULL: budget */
+    int64_t memory;              /* bytes of one rank, everything included; 0: no budget */
+    const cost_machine *machine; /* prices the operators */
+    bool keep_collectives;       /* never run a collective twice (default: those that only move data may) */
+    const plan_options *lower; /* how candidates are lowered and placed: what they really take. NULL: estimates only */
+} save_options;
+
+/* One segment of the chain (a layer, usually) and what was decided for it. */
+typedef struct save_segment {
+    const char *name;      /* of a parameter in it, for people; "" when it has none */
+    int cls;               /* equal numbers: equal segments */
+    int64_t kept, window;  /* bytes kept; most bytes alive in its own forward or backward */
+    double again, forward; /* seconds computed again, of seconds of its forward */
+    int kept_values, again_ops;
+} save_segment;
+
+typedef struct save_report {
+    const char *policy;
+    int segments, classes;
+    save_segment *segment;     /* in forward order; in the graph's arena */
+    int64_t kept;              /* bytes kept from forward to backward, sum over segments */
+    int64_t estimate;          /* peak of the model: segments only, without what is resident */
+    int64_t arena;             /* bytes of a rank under this plan, everything included; 0 when not lowered */
+    int64_t least;             /* least feasible budget, when the given one was refused */
+    int rounds;                /* candidates lowered */
+    double forward, backward;  /* seconds of one step without recomputation */
+    double again, comm_again;  /* seconds computed again; of these collectives */
+    double bound;              /* lower bound of `again` at this budget (policy budget); 0 else */
+    double gap;                /* (step - bound of step) / bound of step */
+    const remat_points *front; /* peak (as `estimate`) against time; NULL for fixed policies */
+    int point;                 /* the one taken, -1 */
+} save_report;
+
+/* Rewrites the joint graph: values to be computed again get clones of their operators (tag 2) in the backward, just
+ * before their first reader. Results are bit-equal to the unchanged graph's. Fails when the policy is unknown, and when
+ * no plan of the policy `budget` fits, naming the least feasible budget and the segment that blocks it; other policies
+ * do not look at the budget. *r is filled on success, and `least` also on such a failure. Deterministic; not
+ * collective. */
+sp_status pass_save(const ir_graph *joint, const save_options *o, save_report *r, ir_graph **out) SP_NODISCARD;
+
+#endif

@@ -1,0 +1,46 @@
+/* save_impl.h - private to src/pass/save*.c: the joint graph as a chain of segments. */
+#ifndef AUTOSP_PASS_SAVE_IMPL_H
+#define AUTOSP_PASS_SAVE_IMPL_H
+
+#include "pass/save.h"
+
+/* What a value is to this pass. */
+typedef enum save_kind {
+    KIND_FREE,   /* a leaf, or a view of one: always there */
+    KIND_SIDE,   /* computed from inputs and positions only (rotary tables, masks, labels): small, kept all step */
+    KIND_WEIGHT, /* computed from parameters only (a cast): made where it is used, once in each segment */
+    KIND_ACT,    /* an activation */
+    KIND_BACK    /* made by the backward */
+} save_kind;
+
+typedef struct save_seg {
+    remat_seg s;
+    ir_val *val;    /* local value -> value of the joint graph */
+    int *fwd, *bwd; /* local op -> node of the joint graph */
+    int cls;
+} save_seg;
+
+typedef struct save_model {
+    const ir_graph *g;
+    arena *a;
+    uint8_t *kind; /* by value: save_kind */
+    ir_val *root;  /* by value: whose storage it lies in */
+    int *home;     /* by node: its segment; -1 for leaves, side values and weights */
+    int nseg, ncls;
+    save_seg *seg;
+    int *cls;      /* by segment */
+    int *first;    /* by class: one of its segments */
+    int64_t *work; /* by node: workspace and short-lived copies of its operands, bytes */
+} save_model;
+
+/* Cuts the forward where exactly one activation is alive, joins what repeats into layers, and describes each segment;
+ * one: the whole graph as a single segment, for policies that do not know layers. */
+sp_status save_model_build(arena *a, const ir_graph *g, const save_options *o, bool one, save_model *m) SP_NODISCARD;
+
+/* The saved sets of PyTorch's default partitioner and of AutoSP's rule on a model of one segment. */
+sp_status save_rule_plan(const save_model *m, bool autosp, remat_plan *p) SP_NODISCARD;
+
+/* Builds in arena `a` the graph in which segment i runs under chosen[i]. */
+sp_status save_emit(const save_model *m, arena *a, const remat_plan *const *chosen, ir_graph **out) SP_NODISCARD;
+
+#endif

@@ -1,0 +1,320 @@
+/* Tests of the pass that decides what is kept (src/pass/save.h), on a decoder of several layers written as IR text.
+ *
+ * Oracles: the runtime on the graph before the pass (gradients must be equal bit by bit, on one and on several ranks),
+ * the arena that the plan really takes, and the segments that the text was written with.
+ */
+#include "exec/exec.h"
+#include "pass/pass.h"
+#include "pass/save.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+typedef struct shape {
+    int layers, d, heads, kv, f, vocab;
+} shape;
+
+/* The text of a decoder as exporters give it after simplify: norms, rotary positions, grouped heads, a gated MLP, tied
+ * or untied head, a mean cross-entropy. */
+static char *decoder(const shape *m) {
+    buf b = {0};
+    int v = 0, hd = m->d / m->heads;
+    int ids = v++, labels = v++, embed = v++, x = v++;
+    buf_printf(&b, "graph \"decoder\" {\n");
+    buf_printf(&b, "%%%d = input {name=\"input_ids\", seq=1} : i64[B,S]\n", ids);
+    buf_printf(&b, "%%%d = input {name=\"labels\", seq=1} : i64[B,S]\n", labels);
+    buf_printf(&b, "%%%d = param {name=\"embed\", grad=1} : f32[%d,%d]\n", embed, m->vocab, m->d);
+    buf_printf(&b, "%%%d = embedding(%%%d, %%%d) : f32[B,S,%d]\n", x, embed, ids, m->d);
+    int pos = v++, posf = v++, col = v++, cfill = v++, crow = v++, cs = v++, ex = v++, cos = v++, sin = v++;
+    buf_printf(&b, "%%%d = iota {dim=0, seq=1} : i64[S]\n", pos);
+    buf_printf(&b, "%%%d = cast(%%%d) : f32[S]\n", posf, pos);
+    buf_printf(&b, "%%%d = reshape(%%%d) : f32[1,S,1]\n", col, posf);
+    buf_printf(&b, "%%%d = fill {value=0.3} : f32[]\n", cfill);
+    buf_printf(&b, "%%%d = reshape(%%%d) : f32[1,1,1]\n", crow, cfill);
+    buf_printf(&b, "%%%d = expand(%%%d) : f32[1,S,%d]\n", cs, crow, hd);
+    buf_printf(&b, "%%%d = expand(%%%d) : f32[1,S,%d]\n", ex, col, hd);
+    int ang = v++;
+    buf_printf(&b, "%%%d = mul(%%%d, %%%d) : f32[1,S,%d]\n", ang, ex, cs, hd);
+    buf_printf(&b, "%%%d = cos(%%%d) : f32[1,S,%d]\n%%%d = sin(%%%d) : f32[1,S,%d]\n", cos, ang, hd, sin, ang, hd);
+    for (int l = 0; l < m->layers; l++) {
+        int w[9];
+        static const char *const names[9] = {"norm1", "wq", "wk", "wv", "wo", "norm2", "gate", "up", "down"};
+        int rows[9] = {m->d, m->d, m->kv * hd, m->kv * hd, m->d, m->d, m->f, m->f, m->d};
+        int cols[9] = {0, m->d, m->d, m->d, m->d, 0, m->d, m->d, m->f};
+        for (int i = 0; i < 9; i++) {
+            w[i] = v++;
+            buf_printf(&b, "%%%d = param {name=\"l%d.%s\", grad=1} : f32[%d", w[i], l, names[i], rows[i]);
+            buf_printf(&b, cols[i] ? ",%d]\n" : "]\n", cols[i]);
+        }
+        int h = v++, rs = v++;
+        buf_printf(&b, "%%%d, %%%d = rmsnorm(%%%d, %%%d) {eps=1e-05} : f32[B,S,%d], f32[B,S]\n", h, rs, x, w[0], m->d);
+        int qkv[3], heads[3] = {m->heads, m->kv, m->kv};
+        for (int i = 0; i < 3; i++) {
+            int p = v++, r = v++;
+            buf_printf(&b, "%%%d = dot(%%%d, %%%d) {lc=[2], rc=[1], lb=[], rb=[]} : f32[B,S,%d]\n", p, h, w[1 + i],
+                       heads[i] * hd);
+            buf_printf(&b, "%%%d = reshape(%%%d) : f32[B,S,%d,%d]\n", r, p, heads[i], hd);
+            qkv[i] = r;
+            if (i == 2) continue;
+            qkv[i] = v++;
+            buf_printf(&b, "%%%d = rope(%%%d, %%%d, %%%d) : f32[B,S,%d,%d]\n", qkv[i], r, cos, sin, heads[i], hd);
+        }
+        int o = v++, lse = v++, or = v++, op = v++, x2 = v++;
+        buf_printf(&b, "%%%d, %%%d = attention(%%%d, %%%d, %%%d) {scale=0.5, causal=1} : f32[B,S,%d,%d], f32[B,%d,S]\n",
+                   o, lse, qkv[0], qkv[1], qkv[2], m->heads, hd, m->heads);
+        buf_printf(&b, "%%%d = reshape(%%%d) : f32[B,S,%d]\n", or, o, m->d);
+        buf_printf(&b, "%%%d = dot(%%%d, %%%d) {lc=[2], rc=[1], lb=[], rb=[]} : f32[B,S,%d]\n", op, or, w[4], m->d);
+        buf_printf(&b, "%%%d = add(%%%d, %%%d) : f32[B,S,%d]\n", x2, x, op, m->d);
+        int h2 = v++, rs2 = v++, g = v++, u = v++, act = v++, down = v++, y = v++;
+        buf_printf(&b, "%%%d, %%%d = rmsnorm(%%%d, %%%d) {eps=1e-05} : f32[B,S,%d], f32[B,S]\n", h2, rs2, x2, w[5],
+                   m->d);
+        buf_printf(&b, "%%%d = dot(%%%d, %%%d) {lc=[2], rc=[1], lb=[], rb=[]} : f32[B,S,%d]\n", g, h2, w[6], m->f);
+        buf_printf(&b, "%%%d = dot(%%%d, %%%d) {lc=[2], rc=[1], lb=[], rb=[]} : f32[B,S,%d]\n", u, h2, w[7], m->f);
+        buf_printf(&b, "%%%d = swiglu(%%%d, %%%d) : f32[B,S,%d]\n", act, g, u, m->f);
+        buf_printf(&b, "%%%d = dot(%%%d, %%%d) {lc=[2], rc=[1], lb=[], rb=[]} : f32[B,S,%d]\n", down, act, w[8], m->d);
+        buf_printf(&b, "%%%d = add(%%%d, %%%d) : f32[B,S,%d]\n", y, x2, down, m->d);
+        x = y;
+    }
+    int nw = v++, h = v++, rs = v++, logits = v++, rows = v++, lse = v++, sum = v++;
+    buf_printf(&b, "%%%d = param {name=\"norm\", grad=1} : f32[%d]\n", nw, m->d);
+    buf_printf(&b, "%%%d, %%%d = rmsnorm(%%%d, %%%d) {eps=1e-05} : f32[B,S,%d], f32[B,S]\n", h, rs, x, nw, m->d);
+    buf_printf(&b, "%%%d = dot(%%%d, %%%d) {lc=[2], rc=[1], lb=[], rb=[]} : f32[B,S,%d]\n", logits, h, embed, m->vocab);
+    buf_printf(&b, "%%%d, %%%d = xent(%%%d, %%%d) {ignore=-100} : f32[B,S], f32[B,S]\n", rows, lse, logits, labels);
+    buf_printf(&b, "%%%d = sum(%%%d) {dims=[0,1]} : f32[]\n", sum, rows);
+    int ig = v++, ig2 = v++, ig3 = v++, ne = v++, nf = v++, cnt = v++, loss = v++;
+    buf_printf(&b, "%%%d = fill {value=-100.0} : i64[]\n%%%d = reshape(%%%d) : i64[1,1]\n", ig, ig2, ig);
+    buf_printf(&b, "%%%d = expand(%%%d) : i64[B,S]\n%%%d = ne(%%%d, %%%d) : bool[B,S]\n", ig3, ig2, ne, labels, ig3);
+    buf_printf(&b, "%%%d = cast(%%%d) : f32[B,S]\n%%%d = sum(%%%d) {dims=[0,1]} : f32[]\n", nf, ne, cnt, nf);
+    buf_printf(&b, "%%%d = div(%%%d, %%%d) : f32[]\nreturn loss=%%%d\n}\n", loss, sum, cnt, loss);
+    return b.data;
+}
+
+static ir_graph *joint_of(arena *a, const shape *m, int64_t batch, int64_t seq, int ranks) {
+    char *text = decoder(m);
+    ir_graph *g, *joint;
+    if (ir_parse(a, text, "decoder", &g) != SP_OK) fail_msg("%s", err_text());
+    free(text);
+    pass_options o = {.batch = batch, .seq = seq, .ranks = ranks, .compute = DT_F32};
+    if (pass_pipeline(g, &o, NULL, NULL, &joint) != SP_OK) fail_msg("%s", err_text());
+    return joint;
+}
+
+static sp_status arena_of(void *ctx, const ir_graph *g, int64_t *bytes) {
+    plan_options po = {.workspace = exec_workspace, .ctx = ctx};
+    plan *p;
+    TRY(plan_build(g, &po, &p));
+    *bytes = p->memory.arena;
+    return SP_OK;
+}
+
+/* ---- gradients ---------------------------------------------------------------------------------- */
+
+typedef struct job {
+    const shape *m;
+    int64_t batch, seq;
+    save_options o;
+    bool saved;   /* run the pass */
+    float *grads; /* all of them, of rank 0; malloced */
+    int64_t numel;
+    double loss;
+    int64_t arena, touched;
+    save_report report;
+} job;
+
+static sp_status rank_body(comm *c, void *arg) {
+    job *j = arg;
+    arena *a = arena_new();
+    ir_graph *g = joint_of(a, j->m, j->batch, j->seq, comm_size(c));
+    exec_options eo = {.dev = &device_cpu, .comm = c, .threads = 1};
+    save_options o = j->o;
+    save_report r = {0};
+    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    o.lower = &po;
+    if (j->saved) {
+        TRY(pass_save(g, &o, &r, &g));
+        TRY(ir_verify(g, "save"));
+    }
+    plan *p;
+    exec *e;
+    TRY(plan_build(g, &po, &p));
+    TRY(exec_new(p, &eo, &e));
+    uint64_t seed = 3;
+    for (int i = 0; i < p->params.n; i++) {
+        int64_t n = ir_numel(&p->params.data[i].type);
+        for (int64_t k = 0; k < n; k++)
+            ((float *)exec_param(e, i))[k] =
+                (float)(0.2 * rng_normal(&seed) + (strstr(p->params.data[i].name, "norm") ? 1 : 0));
+    }
+    int64_t n = j->batch * j->seq, *ids = calloc((size_t)n, 8), *labels = calloc((size_t)n, 8);
+    for (int64_t k = 0; k < n; k++) {
+        ids[k] = (int64_t)(rng_next(&seed) % (uint64_t)j->m->vocab);
+        labels[k] = rng_next(&seed) % 5 == 0 ? -100 : (int64_t)(rng_next(&seed) % (uint64_t)j->m->vocab);
+    }
+    double count, loss;
+    TRY(exec_set_input(e, "input_ids", ids, 0));
+    TRY(exec_set_input(e, "labels", labels, p->ignore));
+    TRY(exec_count(e, &count));
+    exec_zero_grads(e);
+    TRY(exec_step(e, 1 / count, &loss));
+    TRY(exec_reduce_sum(e, &loss));
+    TRY(exec_reduce_grads(e));
+    if (comm_rank(c) == 0) {
+        j->loss = loss / count;
+        j->arena = p->memory.arena;
+        j->touched = exec_touched_bytes(e);
+        j->report = r;
+        j->report.segment = NULL;
+        j->report.front = NULL;
+        j->numel = 0;
+        j->grads = NULL;
+        for (int i = 0; i < p->params.n; i++) {
+            int64_t k = ir_numel(&p->params.data[i].type);
+            j->grads = realloc(j->grads, sizeof *j->grads * (size_t)(j->numel + k));
+            memcpy(j->grads + j->numel, exec_grad(e, i), sizeof *j->grads * (size_t)k);
+            j->numel += k;
+        }
+    }
+    free(ids);
+    free(labels);
+    exec_free(e);
+    arena_free(a);
+    return SP_OK;
+}
+
+static void run(job *j, int ranks) {
+    if (comm_loop_run(ranks, rank_body, j) != SP_OK) fail_msg("%d ranks: %s", ranks, err_text());
+}
+
+static const shape small = {4, 32, 4, 2, 48, 61};
+
+static cost_machine machine(void) {
+    cost_machine m;
+    arena *a = arena_new();
+    if (cost_machine_parse(a, "cpu", &m) != SP_OK) fail_msg("%s", err_text());
+    m.name = "cpu";
+    arena_free(a);
+    return m;
+}
+
+static void gradients_are_equal_bit_by_bit(void **state) {
+    (void)state;
+    static const char *const policies[] = {"all", "layer", "pytorch", "autosp", "budget", "budget", "budget"};
+    cost_machine m = machine();
+    for (int ranks = 1; ranks <= 2; ranks++) {
+        job plain = {.m = &small, .batch = 1, .seq = 64};
+        run(&plain, ranks);
+        int64_t least = 0;
+        for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
+            job j = plain;
+            j.saved = true;
+            j.o = (save_options){.policy = policies[i], .machine = &m};
+            if (i >= 4) { /* three budgets between the leanest and the whole */
+                j.o.memory = least + (plain.arena - least) * (int64_t)(i - 4) / 3;
+            }
+            run(&j, ranks);
+            assert_int_equal(j.numel, plain.numel);
+            assert_true(j.loss == plain.loss);
+            if (memcmp(j.grads, plain.grads, sizeof *j.grads * (size_t)j.numel) != 0)
+                fail_msg("%s on %d ranks: gradients differ", policies[i], ranks);
+            assert_int_equal(j.arena, j.report.arena);
+            if (j.o.memory) assert_true(j.arena <= j.o.memory);
+            if (i == 1) least = j.arena;
+            if (i == 1) assert_true(j.arena < plain.arena);
+            free(j.grads);
+        }
+        free(plain.grads);
+    }
+}
+
+/* ---- the model of the graph ---------------------------------------------------------------------- */
+
+/* Each layer is one segment, all but the first alike; in front the embedding, behind the head. */
+static void layers_are_segments(void **state) {
+    (void)state;
+    cost_machine m = machine();
+    for (int layers = 3; layers <= 9; layers += 3)
+        for (int ranks = 1; ranks <= 4; ranks += 3) {
+            shape s = small;
+            s.layers = layers;
+            arena *a = arena_new();
+            ir_graph *g = joint_of(a, &s, 2, 16, ranks), *out;
+            save_options o = {.policy = "layer", .machine = &m};
+            save_report r;
+            if (pass_save(g, &o, &r, &out) != SP_OK) fail_msg("%s", err_text());
+            if (r.segments != layers + 2) {
+                for (int i = 0; i < r.segments; i++)
+                    printf("%d: %s class %d kept %lld window %lld\n", i, r.segment[i].name, r.segment[i].cls,
+                           (long long)r.segment[i].kept, (long long)r.segment[i].window);
+                fail_msg("%d layers: %d segments", layers, r.segments);
+            }
+            assert_int_equal(r.classes, 4);     /* the first layer's backward ends with the embedding's */
+            for (int l = 1; l <= layers; l++) { /* one value kept: its input */
+                assert_int_equal(r.segment[l].kept, 2 * 4 * 16 / ranks * 32);
+                assert_int_equal(r.segment[l].kept_values, 1);
+                if (l > 1) assert_int_equal(r.segment[l].cls, r.segment[2].cls);
+            }
+            arena_free(a);
+        }
+}
+
+/* More memory never slows the plan, every plan fits, and it is near the bound; too little is refused by name. */
+static void budgets_are_monotone(void **state) {
+    (void)state;
+    cost_machine m = machine();
+
+    arena *a = arena_new();
+    shape s = small;
+    s.layers = 8;
+    ir_graph *g = joint_of(a, &s, 1, 256, 1), *out;
+    exec_options eo = {.dev = &device_cpu, .threads = 1};
+    int64_t all = 0, lean = 0, bytes = 0;
+    assert_int_equal(arena_of(&eo, g, &all), SP_OK);
+    save_report r;
+    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    save_options o = {.policy = "layer", .machine = &m, .lower = &po};
+    assert_int_equal(pass_save(g, &o, &r, &out), SP_OK);
+    lean = r.arena;
+    assert_true(lean < all / 2);
+    o.policy = "budget";
+    double before = INFINITY;
+    for (int i = 0; i <= 12; i++) {
+        o.memory = lean + (all - lean) * i / 12;
+        if (pass_save(g, &o, &r, &out) != SP_OK) fail_msg("%s", err_text());
+        assert_int_equal(arena_of(&eo, out, &bytes), SP_OK);
+        assert_int_equal(bytes, r.arena);
+        assert_true(bytes <= o.memory);
+        assert_true(r.again <= before);
+        assert_true(r.bound <= r.again + 1e-12);
+        if (getenv("VERBOSE"))
+            printf("budget %lld: %lld, again %.3f ms of %.3f, bound %.3f, gap %.3f%%, rounds %d\n", (long long)o.memory,
+                   (long long)bytes, 1e3 * r.again, 1e3 * (r.forward + r.backward), 1e3 * r.bound, 100 * r.gap,
+                   r.rounds);
+        before = r.again;
+    }
+    assert_true(before == 0);
+    o.memory = lean / 2;
+    assert_int_equal(pass_save(g, &o, &r, &out), SP_FAIL);
+    assert_non_null(strstr(err_text(), "least feasible"));
+    assert_true(r.least > 0 && r.least <= lean);
+    int64_t least = r.least;
+    o.memory = least; /* and what it names is feasible */
+    assert_int_equal(pass_save(g, &o, &r, &out), SP_OK);
+    o.memory = least - 1;
+    assert_int_equal(pass_save(g, &o, &r, &out), SP_FAIL);
+    o.policy = "most";
+    assert_int_equal(pass_save(g, &o, &r, &out), SP_FAIL);
+    assert_non_null(strstr(err_text(), "all, pytorch, autosp, layer or budget"));
+    arena_free(a);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(layers_are_segments),
+        cmocka_unit_test(gradients_are_equal_bit_by_bit),
+        cmocka_unit_test(budgets_are_monotone),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
