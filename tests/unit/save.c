@@ -6,6 +6,7 @@
 #include "exec/exec.h"
 #include "pass/pass.h"
 #include "pass/save.h"
+#include "pass/save_impl.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -310,11 +311,57 @@ static void budgets_are_monotone(void **state) {
     arena_free(a);
 }
 
+/* ---- the others' rules ---------------------------------------------------------------------------- */
+
+/* What a rule keeps of one decoder, by the operator that made it: "dot dot attention ...", in order, of the middle
+ * layer (between its input and the next one's). */
+static void kept_by(const char *policy, int64_t seq, buf *text) {
+    cost_machine mach = machine();
+    arena *a = arena_new();
+    shape s = small;
+    s.layers = 3;
+    ir_graph *g = joint_of(a, &s, 1, seq, 1);
+    save_options o = {.machine = &mach};
+    save_model m;
+    remat_plan p;
+    assert_int_equal(save_model_build(a, g, &o, true, &m), SP_OK);
+    assert_int_equal(save_rule_plan(&m, strcmp(policy, "autosp") == 0, &p), SP_OK);
+    assert_true(remat_complete(&m.seg[0].s, &p, NULL));
+    int adds = 0;
+    for (int i = 0; i < m.seg[0].s.nfwd; i++) {
+        const remat_op *op = &m.seg[0].s.fwd[i];
+        const ir_node *n = &g->nodes.data[m.seg[0].fwd[i]];
+        for (int j = 0; j < op->nout && adds >= 2 && adds < 4; j++)
+            if (p.saved[op->out[j]]) buf_printf(text, "%s%s%s", text->n ? " " : "", op_table[n->op].name, j ? "'" : "");
+        adds += n->op == OP_add;
+    }
+    arena_free(a);
+}
+
+static void rules_keep_what_they_say(void **state) {
+    (void)state;
+    buf pytorch = {0}, near = {0}, far = {0};
+    kept_by("pytorch", 64, &pytorch);
+    kept_by("autosp", 64, &near);
+    kept_by("autosp", 8192, &far);
+    /* PyTorch: products, attention, what products read again, residual sums. */
+    assert_string_equal(pytorch.data,
+                        "rmsnorm rmsnorm' rope rope dot attention attention' add rmsnorm rmsnorm' dot dot swiglu add");
+    /* AutoSP frees products by name at any length, and past 4096 rows also what products read again; attention, its
+     * rotated operands (dimension 1 of theirs counts heads) and residual sums stay. */
+    assert_string_equal(near.data, "rmsnorm rmsnorm' rope rope attention attention' add rmsnorm rmsnorm' swiglu add");
+    assert_string_equal(far.data, "rope rope attention attention' add add");
+    buf_free(&pytorch);
+    buf_free(&near);
+    buf_free(&far);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layers_are_segments),
         cmocka_unit_test(gradients_are_equal_bit_by_bit),
         cmocka_unit_test(budgets_are_monotone),
+        cmocka_unit_test(rules_keep_what_they_say),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
