@@ -44,7 +44,7 @@ typedef struct cli_options {
     int64_t seed;
 
     /* results */
-    const char *out, *metrics, *grads;
+    const char *out, *metrics, *grads, *profile;
     int64_t save_every, keep; /* 0: at the end only; 0: all */
     bool resume;
 

@@ -115,6 +115,7 @@ static sp_status run(const cli_options *o, const train_world *w, training *t) {
                    .adamw = o->adamw,
                    .save_every = o->save_every,
                    .grads = o->grads,
+                   .profile = o->profile,
                    .measure = o->metrics != NULL};
     TRY(open_checkpoints(o, w, &j, t));
     if (o->metrics && w->rank == 0) TRY(train_metrics_open(o->metrics, o->resume ? j.first : -1, &t->metrics));

@@ -83,6 +83,8 @@ static const row rows[] = {
      "steps between checkpoints (default: at the end only)"},
     {"keep", COUNT, AT(keep), T, "N", NULL, 1, MANY, "newest checkpoints to keep (default: all)"},
     {"resume", FLAG, AT(resume), T, NULL, NULL, 0, 0, "go on from the newest checkpoint in --out"},
+    {"profile", TEXT, AT(profile), T, "FILE", NULL, 0, 0,
+     "trace of the last step for Chrome or Perfetto; prints a table"},
     {"metrics", TEXT, AT(metrics), T, "FILE", NULL, 0, 0, "append one JSON object a step"},
     {"grads", TEXT, AT(grads), T, "FILE", NULL, 0, 0, "write the first step's gradients as safetensors"},
     {"json", FLAG, AT(json), P | C, NULL, NULL, 0, 0, "one JSON object instead of a table"},

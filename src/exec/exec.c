@@ -10,20 +10,6 @@
 #include <omp.h>
 #endif
 
-typedef struct call {
-    dev_call c;
-    dev_fn *run;
-} call;
-
-struct exec {
-    const plan *p;
-    exec_options o;
-    arena *a;
-    char *base;
-    int64_t bytes;
-    call *calls[PROG_COUNT_OF];
-};
-
 static int coordinate(const exec *e) { return comm_rank(e->o.comm); }
 
 static void *address(const exec *e, const plan_tensor *w) {
@@ -58,12 +44,16 @@ int64_t exec_workspace(void *ctx, const plan_instr *i) {
 }
 
 static sp_status map_arena(exec *e) {
-    e->bytes = round_up(max64(e->p->memory.arena, 1), sysconf(_SC_PAGESIZE));
-    void *m = mmap(NULL, (size_t)e->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int64_t page = sysconf(_SC_PAGESIZE);
+    e->bytes = round_up(max64(e->p->memory.arena, 1), page);
+    void *m = mmap(NULL, (size_t)(e->bytes + page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     char text[24];
     CHECK(m != MAP_FAILED, "cannot map the plan's arena of %s: %s; lower --memory, --seq or --batch",
           human_bytes(e->bytes, text), strerror(errno));
     e->base = m;
+    /* the page behind the arena may not be touched: what the kernel counts cannot be more than the plan by luck */
+    CHECK(mprotect(e->base + e->bytes, (size_t)page, PROT_NONE) == 0, "cannot guard the arena: %s", strerror(errno));
     return SP_OK;
 }
 
@@ -182,7 +172,7 @@ void exec_free(exec *e) {
     for (int g = 0; g < PROG_COUNT_OF; g++)
         for (int i = 0; e->calls[g] && i < e->p->program[g].instrs.n; i++)
             if (e->calls[g][i].run) e->o.dev->release(&e->calls[g][i].c);
-    if (e->base) munmap(e->base, (size_t)e->bytes);
+    if (e->base) munmap(e->base, (size_t)(e->bytes + sysconf(_SC_PAGESIZE)));
     arena_free(e->a);
 }
 
@@ -212,7 +202,10 @@ static sp_status run(exec *e, int program, double *result) {
 #endif
     for (int i = 0; i < pr->instrs.n; i++) {
         call *k = &e->calls[program][i];
-        if (k->run(&k->c) != SP_OK)
+        if (e->profile) k->started = now_s();
+        sp_status s = k->run(&k->c);
+        if (e->profile) k->seconds = now_s() - k->started;
+        if (s != SP_OK)
             return err_note("%s%s%s", op_table[k->c.op].name, k->c.node && k->c.node->src ? " at " : "",
                             k->c.node && k->c.node->src ? k->c.node->src : "");
     }
@@ -266,3 +259,4 @@ void *exec_arena(const exec *e, int64_t *bytes) {
 
 const plan *exec_plan(const exec *e) { return e->p; }
 comm *exec_comm(exec *e) { return e->o.comm; }
+void exec_set_profile(exec *e, bool on) { e->profile = on; }

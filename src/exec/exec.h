@@ -56,6 +56,14 @@ typedef struct exec_adamw_options {
 } exec_adamw_options;
 void exec_adamw(exec *e, const exec_adamw_options *o);
 
+/* Profiling: while on, every instruction of a program is timed. The table sums the last step by kernel (milliseconds,
+ * share, GFLOP/s, GB/s); the file is a trace for Chrome or Perfetto. */
+void exec_set_profile(exec *e, bool on);
+void exec_profile_table(const exec *e, buf *out);
+sp_status exec_profile_write(const exec *e, const char *path) SP_NODISCARD;
+double exec_call_flops(const dev_call *c);
+double exec_call_bytes(const dev_call *c);
+
 /* Pages of the arena that were ever touched, in bytes, asked of the kernel (mincore). */
 int64_t exec_touched_bytes(const exec *e);
 /* The address range of the arena. */

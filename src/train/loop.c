@@ -257,12 +257,21 @@ static sp_status steps_of(runner *r) {
     }
     bool stop = false;
     for (int64_t step = j->first; step < j->schedule.steps && !stop; step++) {
+        if (j->profile) exec_set_profile(r->e, step + 1 == j->schedule.steps);
         TRY(one_step(r, step, &stop));
         if (stop && leads(r)) {
             train_progress_break(&r->progress);
             log_line("stopped by SIGTERM after step %lld%s", (long long)step + 1,
                      j->place.out ? "; go on with --resume" : "");
         }
+    }
+    if (j->profile && leads(r) && j->first < j->schedule.steps) {
+        buf table = {0};
+        train_progress_break(&r->progress);
+        exec_profile_table(r->e, &table);
+        fputs(table.data, stdout);
+        buf_free(&table);
+        TRY(exec_profile_write(r->e, j->profile));
     }
     return SP_OK;
 }

@@ -22,6 +22,7 @@ typedef struct train_job {
     int64_t first;          /* steps done before */
     const char *grads;      /* file for the first step's gradients, NULL: none */
     train_metrics *metrics; /* rank 0's, NULL: none */
+    const char *profile;    /* file for a trace of the last step, NULL: none */
     bool measure;           /* measure the peak each step */
     const char *plan_text;  /* for checkpoints */
 } train_job;
