@@ -85,7 +85,7 @@ static void report_flops(const char *name, const char *shape, double s, double f
            100 * flops / s / peak_flops);
     fflush(stdout);
 }
-static SP_UNUSED void report_bytes(const char *name, const char *shape, double s, double bytes) {
+static void report_bytes(const char *name, const char *shape, double s, double bytes) {
     printf("%-22s %-44s %10.3f ms %9.1f GB/s %5.1f%%\n", name, shape, s * 1e3, bytes / s * 1e-9,
            100 * bytes / s / peak_bytes);
     fflush(stdout);
@@ -224,6 +224,84 @@ static void products(dtype t) {
                 product(t, f, c, shape[i][0], shape[i][1], shape[i][2]);
 }
 
+/* ---- rows and elements: bytes that have to move, read and written ------------------------------ */
+
+/* BYTES("name", shape, bytes, call) */
+#define BYTES(name, shape, bytes, ...)                                                                                 \
+    do {                                                                                                               \
+        char full[64];                                                                                                 \
+        double s;                                                                                                      \
+        snprintf(full, sizeof full, "%s %s", name, dtype_name(t));                                                     \
+        if (!wanted(full)) break;                                                                                      \
+        TIME(s, __VA_ARGS__);                                                                                          \
+        report_bytes(full, shape, s, (double)(bytes));                                                                 \
+    } while (0)
+
+static void row_kernels(dtype t) {
+    const int64_t rows = 8192, n = 2048, e = dtype_size(t), all = rows * n * e, vocab = 32000, some = 512;
+    const char *shape = "rows=8192 n=2048";
+    void *x = random_of(t, rows * n), *y = random_of(t, rows * n), *z = random_of(t, rows * n),
+         *d = random_of(t, rows * n);
+    void *w = random_of(t, n), *b = random_of(t, n), *ws = xalloc(kern_norm_bwd_ws(rows, n));
+    float *mean = xalloc(4 * (size_t)rows), *rstd = xalloc(4 * (size_t)rows), *dw = xalloc(4 * (size_t)n);
+    float *db = xalloc(4 * (size_t)n);
+    BYTES("rmsnorm_fwd", shape, 2 * all, kern_rmsnorm_fwd(t, rows, n, x, n, w, 1e-5f, y, n, rstd));
+    BYTES("rmsnorm_bwd", shape, 3 * all, kern_rmsnorm_bwd(t, rows, n, x, n, w, rstd, z, n, d, n, dw, true, ws));
+    BYTES("layernorm_fwd", shape, 2 * all, kern_layernorm_fwd(t, rows, n, x, n, w, b, 1e-5f, y, n, mean, rstd));
+    BYTES("layernorm_bwd", shape, 3 * all,
+          kern_layernorm_bwd(t, rows, n, x, n, w, mean, rstd, z, n, d, n, dw, db, true, ws));
+    BYTES("softmax_fwd", shape, 2 * all, kern_softmax_fwd(t, rows, n, x, n, y, n));
+    BYTES("softmax_bwd", shape, 3 * all, kern_softmax_bwd(t, rows, n, y, n, z, n, d, n));
+    BYTES("silu_fwd", shape, 2 * all, kern_act_fwd(KERN_SILU, t, rows * n, x, y));
+    BYTES("gelu_fwd", shape, 2 * all, kern_act_fwd(KERN_GELU, t, rows * n, x, y));
+    BYTES("gelu_bwd", shape, 3 * all, kern_act_bwd(KERN_GELU, t, rows * n, x, z, d));
+    BYTES("gelu_tanh_fwd", shape, 2 * all, kern_act_fwd(KERN_GELU_TANH, t, rows * n, x, y));
+    BYTES("gelu_tanh_bwd", shape, 3 * all, kern_act_bwd(KERN_GELU_TANH, t, rows * n, x, z, d));
+    BYTES("swiglu_fwd", shape, 3 * all, kern_swiglu_fwd(t, rows, n, x, n, z, n, y, n));
+    BYTES("swiglu_bwd", shape, 5 * all, kern_swiglu_bwd(t, rows, n, x, n, z, n, y, n, d, n, y, n));
+    BYTES("add", shape, 3 * all, kern_add(t, rows * n, x, z, y));
+    BYTES("axpy", shape, 3 * all, kern_axpy(t, rows * n, 0.5f, x, y));
+    volatile double sink;
+    BYTES("sumsq", shape, all, sink = kern_sumsq(t, rows * n, x));
+    (void)sink;
+
+    tensor a4 = {.data = x, .type = t, .rank = 4, .dim = {1, rows, 32, 64}, .stride = {rows * n, n, 64, 1}}, y4 = a4;
+    tensor cs = {.data = random_f32(rows * 64), .type = DT_F32, .rank = 2, .dim = {rows, 64}, .stride = {64, 1}};
+    y4.data = y;
+    BYTES("rope", "S=8192 H=32 D=64", 2 * all, kern_rope(&a4, &cs, &cs, false, &y4));
+    BYTES("copy contiguous", shape, 2 * all, kern_copy(&y4, &a4));
+    tensor h4 = y4; /* (B,S,H,D) laid out (B,H,S,D) */
+    h4.stride[2] = rows * 64, h4.stride[1] = 64;
+    BYTES("copy heads first", "S=8192 H=32 D=64", 2 * all, kern_copy(&h4, &a4));
+    tensor a2 = {.data = x, .type = t, .rank = 2, .dim = {rows, n}, .stride = {n, 1}}, t2 = a2;
+    t2.data = y, t2.stride[0] = 1, t2.stride[1] = rows;
+    BYTES("copy transpose", shape, 2 * all, kern_copy(&t2, &a2));
+
+    int64_t *ids = xalloc(8 * (size_t)rows);
+    float *table = random_f32(vocab * n);
+    for (int64_t i = 0; i < rows; i++) ids[i] = i * 7919 % vocab;
+    sp_status status;
+    BYTES("embed_fwd", "rows=8192 n=2048 V=32000", 2 * all,
+          status = kern_embed_fwd(t, rows, n, vocab, ids, table, y, n));
+    BYTES("embed_bwd", "rows=8192 n=2048 V=32000", all + 8 * rows * n,
+          kern_embed_bwd(t, rows, n, ids, -1, x, n, table));
+    free(table);
+    void *logits = random_of(t, some * vocab);
+    float *dl = random_f32(some);
+    BYTES("xent_fwd", "rows=512 V=32000", some * vocab * e,
+          status = kern_xent_fwd(t, some, vocab, logits, vocab, ids, -100, mean, rstd));
+    BYTES("xent_bwd", "rows=512 V=32000 in place", 2 * some * vocab * e,
+          kern_xent_bwd(t, some, vocab, logits, vocab, ids, -100, rstd, dl, 1, logits, vocab));
+    (void)status;
+    if (t == DT_F32) {
+        kern_adamw_params p = {.lr = 1e-5, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 1, .step = 10};
+        memset(d, 0, (size_t)all), memset(z, 0, (size_t)all);
+        BYTES("adamw", "n=16M", 7 * all, kern_adamw(rows * n, x, y, d, z, &p, NULL));
+    }
+    void *each[] = {x, y, z, d, w, b, ws, mean, rstd, dw, db, cs.data, ids, logits, dl};
+    for (size_t i = 0; i < sizeof each / sizeof *each; i++) free(each[i]);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) threads = atoi(argv[1]);
     if (argc > 2) filter = argv[2];
@@ -244,6 +322,7 @@ int main(int argc, char **argv) {
         attention(t, 2048, 8, 8, 32, true);
         attention(t, 2048, 2, 2, 256, true);
         products(t);
+        row_kernels(t);
     }
     return 0;
 }

@@ -7,18 +7,17 @@ typedef struct factors {
 
 static void range(const factors *f, int64_t from, int64_t to, float *p, const float *g, float *m, float *v,
                   uint16_t *copy) {
-    for (int64_t i = from; i < to; i += VL) {
-        const int64_t n = to - i;
-        vf grad = get_part(false, g, i, n, 0) * f->scale;
-        vf mi = get_part(false, m, i, n, 0) * f->beta1 + grad * f->rest1;
-        vf vi_ = get_part(false, v, i, n, 0) * f->beta2 + grad * grad * f->rest2;
-        vf pi = get_part(false, p, i, n, 0) * f->decay;
+    EACH_VECTOR(i, from, to, {
+        vf grad = get_part(false, g, i, left, 0) * f->scale;
+        vf mi = get_part(false, m, i, left, 0) * f->beta1 + grad * f->rest1;
+        vf vi_ = get_part(false, v, i, left, 0) * f->beta2 + grad * grad * f->rest2;
+        vf pi = get_part(false, p, i, left, 0) * f->decay;
         pi -= f->step * (mi / (vsqrt(vi_) * f->root + f->eps));
-        put_part(false, m, i, n, mi);
-        put_part(false, v, i, n, vi_);
-        put_part(false, p, i, n, pi);
-        if (copy) put_part(true, copy, i, n, pi);
-    }
+        put_part(false, m, i, left, mi);
+        put_part(false, v, i, left, vi_);
+        put_part(false, p, i, left, pi);
+        if (copy) put_part(true, copy, i, left, pi);
+    });
 }
 
 void kern_adamw(int64_t n, float *p, const float *g, float *m, float *v, const kern_adamw_params *a, void *copy) {

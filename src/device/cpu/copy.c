@@ -65,16 +65,28 @@ INLINE void line_of(dtype to, dtype from, int64_t n, void *dst, int64_t ds, cons
     }
 }
 
-/* dst[i*ds + j] = src[i + j*ss], i < m, j < n. */
-static void block_f32(int64_t m, int64_t n, float *dst, int64_t ds, const float *src, int64_t ss) {
+/* dst[i*ds + j] = src[i + j*ss], i < m, j < n, squares of which go through registers. Only moves f32, and moves and
+ * converts bf16, exactly: the widened value rounds back to itself. */
+INLINE void block_of(bool to, bool from, int64_t m, int64_t n, void *dst, int64_t ds, const void *src, int64_t ss) {
     for (int64_t i0 = 0; i0 < m; i0 += VL)
         for (int64_t j0 = 0; j0 < n; j0 += VL) {
             const int64_t ni = min64(VL, m - i0), nj = min64(VL, n - j0);
             vf r[VL];
-            for (int64_t j = 0; j < VL; j++) r[j] = j < nj ? get_part(false, src, (j0 + j) * ss + i0, ni, 0) : vset(0);
+            for (int64_t j = 0; j < VL; j++) r[j] = j < nj ? get_part(from, src, (j0 + j) * ss + i0, ni, 0) : vset(0);
             vtranspose(r);
-            for (int64_t i = 0; i < ni; i++) put_part(false, dst, (i0 + i) * ds + j0, nj, r[i]);
+            for (int64_t i = 0; i < ni; i++) put_part(to, dst, (i0 + i) * ds + j0, nj, r[i]);
         }
+}
+
+static void block(bool to, bool from, int64_t m, int64_t n, void *dst, int64_t ds, const void *src, int64_t ss) {
+    if (to && from)
+        block_of(true, true, m, n, dst, ds, src, ss);
+    else if (to)
+        block_of(true, false, m, n, dst, ds, src, ss);
+    else if (from)
+        block_of(false, true, m, n, dst, ds, src, ss);
+    else
+        block_of(false, false, m, n, dst, ds, src, ss);
 }
 
 enum { BLOCK = 64 };
@@ -110,8 +122,9 @@ static void item(const job *t, int64_t index) {
     const int a = t->across;
     const int64_t m = min64(BLOCK, l->dim[a] - i0), n = min64(BLOCK, l->dim[last] - j0);
     d += i0 * l->ds[a] + j0 * l->ds[last], s += i0 * l->ss[a] + j0 * l->ss[last];
-    if (to == 4 && from == 4 && l->ds[last] == 1)
-        block_f32(m, n, (float *)(t->dst + d * 4), l->ds[a], (const float *)(t->src + s * 4), l->ss[last]);
+    const bool vectors = (to == 4 || t->to == DT_BF16) && (from == 4 || t->from == DT_BF16);
+    if (vectors && l->ds[last] == 1)
+        block(to == 2, from == 2, m, n, t->dst + d * to, l->ds[a], t->src + s * from, l->ss[last]);
     else
         for (int64_t i = 0; i < m; i++)
             line_of(t->to, t->from, n, t->dst + (d + i * l->ds[a]) * to, l->ds[last],

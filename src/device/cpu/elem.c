@@ -21,13 +21,13 @@ INLINE vf act_slope(kern_act kind, vf x) {
 }
 
 INLINE void act_chunk(bool bf, int64_t from, int64_t to, kern_act kind, const void *x, const void *dy, void *y) {
-    for (int64_t i = from; i < to; i += VL) {
-        vf v = get_part(bf, x, i, to - i, 0);
+    EACH_VECTOR(i, from, to, {
+        vf v = get_part(bf, x, i, left, 0);
         if (dy)
-            put_part(bf, y, i, to - i, get_part(bf, dy, i, to - i, 0) * act_slope(kind, v));
+            put_part(bf, y, i, left, get_part(bf, dy, i, left, 0) * act_slope(kind, v));
         else
-            put_part(bf, y, i, to - i, act(kind, v));
-    }
+            put_part(bf, y, i, left, act(kind, v));
+    });
 }
 
 void kern_act_fwd(kern_act kind, dtype t, int64_t n, const void *x, void *y) {
@@ -53,8 +53,9 @@ INLINE void swiglu_row(bool bf, int64_t r, int64_t n, const void *g0, int64_t ld
                        void *y0, int64_t ldy) {
     const void *g = elem_at(bf, g0, r * ldg), *u = elem_at(bf, u0, r * ldu);
     void *y = elem_of(bf, y0, r * ldy);
-    for (int64_t j = 0; j < n; j += VL)
-        put_part(bf, y, j, n - j, act(KERN_SILU, get_part(bf, g, j, n - j, 0)) * get_part(bf, u, j, n - j, 0));
+    EACH_VECTOR(j, 0, n, {
+        put_part(bf, y, j, left, act(KERN_SILU, get_part(bf, g, j, left, 0)) * get_part(bf, u, j, left, 0));
+    });
 }
 
 void kern_swiglu_fwd(dtype t, int64_t rows, int64_t n, const void *g, int64_t ldg, const void *u, int64_t ldu, void *y,
@@ -66,12 +67,12 @@ INLINE void swiglu_bwd_row(bool bf, int64_t r, int64_t n, const void *g0, int64_
                            const void *dy0, int64_t lddy, void *dg0, int64_t lddg, void *du0, int64_t lddu) {
     const void *gr = elem_at(bf, g0, r * ldg), *ur = elem_at(bf, u0, r * ldu), *dyr = elem_at(bf, dy0, r * lddy);
     void *dg = elem_of(bf, dg0, r * lddg), *du = elem_of(bf, du0, r * lddu);
-    for (int64_t j = 0; j < n; j += VL) {
-        vf g = get_part(bf, gr, j, n - j, 0), u = get_part(bf, ur, j, n - j, 0), dy = get_part(bf, dyr, j, n - j, 0);
+    EACH_VECTOR(j, 0, n, {
+        vf g = get_part(bf, gr, j, left, 0), u = get_part(bf, ur, j, left, 0), dy = get_part(bf, dyr, j, left, 0);
         vf s = vsigmoid(g);
-        put_part(bf, dg, j, n - j, dy * u * s * (1.f + g * (1.f - s)));
-        put_part(bf, du, j, n - j, dy * g * s);
-    }
+        put_part(bf, dg, j, left, dy * u * s * (1.f + g * (1.f - s)));
+        put_part(bf, du, j, left, dy * g * s);
+    });
 }
 
 void kern_swiglu_bwd(dtype t, int64_t rows, int64_t n, const void *g, int64_t ldg, const void *u, int64_t ldu,
@@ -83,19 +84,18 @@ typedef enum linear_op { AXPY, SCALE, ADD, MUL } linear_op;
 
 INLINE void linear_chunk(bool bf, int64_t from, int64_t to, linear_op op, float alpha, const void *a, const void *b,
                          void *y) {
-    for (int64_t i = from; i < to; i += VL) {
-        const int64_t n = to - i;
-        vf x = get_part(bf, a, i, n, 0);
+    EACH_VECTOR(i, from, to, {
+        vf x = get_part(bf, a, i, left, 0);
         if (op == AXPY)
-            x = get_part(bf, y, i, n, 0) + alpha * x;
+            x = get_part(bf, y, i, left, 0) + alpha * x;
         else if (op == SCALE)
             x *= alpha;
         else if (op == ADD)
-            x += get_part(bf, b, i, n, 0);
+            x += get_part(bf, b, i, left, 0);
         else
-            x *= get_part(bf, b, i, n, 0);
-        put_part(bf, y, i, n, x);
-    }
+            x *= get_part(bf, b, i, left, 0);
+        put_part(bf, y, i, left, x);
+    });
 }
 
 void kern_axpy(dtype t, int64_t n, float alpha, const void *x, void *y) {

@@ -23,9 +23,10 @@ INLINE void scatter(bool bf, int64_t part, int64_t parts, int64_t rows, int64_t 
     for (int64_t r = 0; r < rows; r++) {
         if (ids[r] == skip) continue;
         float *to_row = dtable + ids[r] * n;
-        for (int64_t j = from; j < to; j += VL)
-            put_part(false, to_row, j, to - j,
-                     get_part(false, to_row, j, to - j, 0) + get_part(bf, dy, r * lddy + j, to - j, 0));
+        EACH_VECTOR(j, from, to, {
+            put_part(false, to_row, j, left,
+                     get_part(false, to_row, j, left, 0) + get_part(bf, dy, r * lddy + j, left, 0));
+        });
     }
 }
 

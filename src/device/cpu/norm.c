@@ -34,11 +34,11 @@ INLINE void rms_row(bool bf, int64_t r, int64_t n, const void *x0, int64_t ldx, 
     void *y = elem_of(bf, y0, r * ldy);
     float s = 1 / sqrtf(centred_squares(bf, x, n, 0) / (float)n + eps);
     rstd[r] = s;
-    for (int64_t j = 0; j < n; j += VL) {
-        vf v = get_part(bf, x, j, n - j, 0) * s;
-        if (w) v *= get_part(bf, w, j, n - j, 0);
-        put_part(bf, y, j, n - j, v);
-    }
+    EACH_VECTOR(j, 0, n, {
+        vf v = get_part(bf, x, j, left, 0) * s;
+        if (w) v *= get_part(bf, w, j, left, 0);
+        put_part(bf, y, j, left, v);
+    });
 }
 
 void kern_rmsnorm_fwd(dtype t, int64_t rows, int64_t n, const void *x, int64_t ldx, const void *w, float eps, void *y,
@@ -55,12 +55,12 @@ INLINE void layer_row(bool bf, int64_t r, int64_t n, const void *x0, int64_t ldx
     float m = vsum(sum) / (float)n, s = 1 / sqrtf(centred_squares(bf, x, n, m) / (float)n + eps);
     mean[r] = m;
     rstd[r] = s;
-    for (int64_t j = 0; j < n; j += VL) {
-        vf v = (get_part(bf, x, j, n - j, 0) - m) * s;
-        if (w) v *= get_part(bf, w, j, n - j, 0);
-        if (b) v += get_part(bf, b, j, n - j, 0);
-        put_part(bf, y, j, n - j, v);
-    }
+    EACH_VECTOR(j, 0, n, {
+        vf v = (get_part(bf, x, j, left, 0) - m) * s;
+        if (w) v *= get_part(bf, w, j, left, 0);
+        if (b) v += get_part(bf, b, j, left, 0);
+        put_part(bf, y, j, left, v);
+    });
 }
 
 void kern_layernorm_fwd(dtype t, int64_t rows, int64_t n, const void *x, int64_t ldx, const void *w, const void *b,
@@ -86,21 +86,21 @@ INLINE void bwd_row(bool bf, const norm_bwd *p, int64_t r, float *dw, float *db)
     const int64_t n = p->n;
     const float s = p->rstd[r], m = p->mean ? p->mean[r] : 0;
     vf sum_g = vset(0), sum_gx = vset(0);
-    for (int64_t j = 0; j < n; j += VL) {
-        vf g = get_part(bf, dy, j, n - j, 0);
-        if (p->w) g *= get_part(bf, p->w, j, n - j, 0);
+    EACH_VECTOR(j, 0, n, {
+        vf g = get_part(bf, dy, j, left, 0);
+        if (p->w) g *= get_part(bf, p->w, j, left, 0);
         sum_g += g;
-        sum_gx += g * ((get_part(bf, x, j, n - j, m) - m) * s);
-    }
+        sum_gx += g * ((get_part(bf, x, j, left, m) - m) * s);
+    });
     const float mean_g = p->mean ? vsum(sum_g) / (float)n : 0, mean_gx = vsum(sum_gx) / (float)n;
-    for (int64_t j = 0; j < n; j += VL) {
-        vf d = get_part(bf, dy, j, n - j, 0), xh = (get_part(bf, x, j, n - j, m) - m) * s, g = d;
-        if (p->w) g *= get_part(bf, p->w, j, n - j, 0);
+    EACH_VECTOR(j, 0, n, {
+        vf d = get_part(bf, dy, j, left, 0), xh = (get_part(bf, x, j, left, m) - m) * s, g = d;
+        if (p->w) g *= get_part(bf, p->w, j, left, 0);
         /* The partial sums are padded to whole vectors. */
         if (dw) vst(dw + j, vld(dw + j) + d * xh);
         if (db) vst(db + j, vld(db + j) + d);
-        put_part(bf, dx, j, n - j, (g - mean_g - xh * mean_gx) * s);
-    }
+        put_part(bf, dx, j, left, (g - mean_g - xh * mean_gx) * s);
+    });
 }
 
 INLINE void bwd_chunk(bool bf, const norm_bwd *p, int64_t chunk, int64_t chunks) {
@@ -113,11 +113,11 @@ INLINE void bwd_chunk(bool bf, const norm_bwd *p, int64_t chunk, int64_t chunks)
 
 static void add_chunks(const float *part, int64_t chunks, int64_t n, bool accumulate, float *out) {
     const int64_t np = round_up(n, VL);
-    for (int64_t j = 0; j < n; j += VL) {
-        vf s = accumulate ? get_part(false, out, j, n - j, 0) : vset(0);
+    EACH_VECTOR(j, 0, n, {
+        vf s = accumulate ? get_part(false, out, j, left, 0) : vset(0);
         for (int64_t c = 0; c < chunks; c++) s += vld(part + c * np + j);
-        put_part(false, out, j, n - j, s);
-    }
+        put_part(false, out, j, left, s);
+    });
 }
 
 static void backward(dtype t, norm_bwd *p, float *dw, float *db, bool accumulate, void *ws) {

@@ -8,16 +8,15 @@ typedef struct angles {
 
 /* One head's row; both halves are read before either is written. */
 INLINE void rotate(bool bf, bool angles_bf, const void *x, angles a, bool transpose, void *y, int64_t half) {
-    for (int64_t j = 0; j < half; j += VL) {
-        const int64_t n = half - j;
-        vf x1 = get_part(bf, x, j, n, 0), x2 = get_part(bf, x, half + j, n, 0);
-        vf c1 = get_part(angles_bf, a.cos, j, n, 0), c2 = get_part(angles_bf, a.cos, half + j, n, 0);
-        vf s1 = get_part(angles_bf, a.sin, j, n, 0), s2 = get_part(angles_bf, a.sin, half + j, n, 0);
+    EACH_VECTOR(j, 0, half, {
+        vf x1 = get_part(bf, x, j, left, 0), x2 = get_part(bf, x, half + j, left, 0);
+        vf c1 = get_part(angles_bf, a.cos, j, left, 0), c2 = get_part(angles_bf, a.cos, half + j, left, 0);
+        vf s1 = get_part(angles_bf, a.sin, j, left, 0), s2 = get_part(angles_bf, a.sin, half + j, left, 0);
         vf y1 = transpose ? x1 * c1 + x2 * s2 : x1 * c1 - x2 * s1;
         vf y2 = transpose ? x2 * c2 - x1 * s1 : x2 * c2 + x1 * s2;
-        put_part(bf, y, j, n, y1);
-        put_part(bf, y, half + j, n, y2);
-    }
+        put_part(bf, y, j, left, y1);
+        put_part(bf, y, half + j, left, y2);
+    });
 }
 
 /* All heads of position i = b*S + s. */

@@ -46,4 +46,19 @@ INLINE void put_part(bool bf, void *p, int64_t i, int64_t n, vf x) {
         vput_n(bf, p, i, n, x);
 }
 
+/* The body for i = from, from + VL, ... with `left` elements to go: VL, a constant, in the loop, and fewer in a last
+ * round of its own, so that the loop has no slow path. */
+#define EACH_VECTOR(i, from, to, ...)                                                                                  \
+    do {                                                                                                               \
+        int64_t i = (from);                                                                                            \
+        for (; i + VL <= (to); i += VL) {                                                                              \
+            const int64_t left = VL;                                                                                   \
+            __VA_ARGS__                                                                                                \
+        }                                                                                                              \
+        if (i < (to)) {                                                                                                \
+            const int64_t left = (to)-i;                                                                               \
+            __VA_ARGS__                                                                                                \
+        }                                                                                                              \
+    } while (0)
+
 #endif

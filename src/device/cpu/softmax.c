@@ -13,24 +13,38 @@ INLINE float row_max(bool bf, const void *x, int64_t n) {
     return vmaxlane(vmax(m0, m1));
 }
 
+/* e^(x - shift) for x <= shift, as a power of two. */
+INLINE vf exp_below(vf x, float shift) { return vexp2_neg((x - shift) * 1.44269504088896340736f); }
+
 /* sum of e^(x - shift) */
 INLINE float row_sum(bool bf, const void *x, int64_t n, float shift) {
     vf s0 = vset(0), s1 = vset(0);
     int64_t j = 0;
     for (; j + 2 * VL <= n; j += 2 * VL) {
-        s0 += vexp(vget(bf, x, j) - shift);
-        s1 += vexp(vget(bf, x, j + VL) - shift);
+        s0 += exp_below(vget(bf, x, j), shift);
+        s1 += exp_below(vget(bf, x, j + VL), shift);
     }
-    for (; j < n; j += VL) s0 += vexp(get_part(bf, x, j, n - j, -INFINITY) - shift);
+    for (; j < n; j += VL) s0 += exp_below(get_part(bf, x, j, n - j, -INFINITY), shift);
     return vsum(s0 + s1);
 }
 
 INLINE void fwd_row(bool bf, int64_t r, int64_t n, const void *x0, int64_t ldx, void *y0, int64_t ldy) {
     const void *x = elem_at(bf, x0, r * ldx);
     void *y = elem_of(bf, y0, r * ldy);
-    float max = row_max(bf, x, n), shift = max == -INFINITY ? 0 : max, sum = row_sum(bf, x, n, shift);
-    float factor = sum == 0 ? 0 : 1 / sum;
-    for (int64_t j = 0; j < n; j += VL) put_part(bf, y, j, n - j, vexp(get_part(bf, x, j, n - j, 0) - shift) * factor);
+    float max = row_max(bf, x, n), shift = max == -INFINITY ? 0 : max;
+    if (bf) { /* numerators are computed twice rather than rounded twice */
+        float sum = row_sum(bf, x, n, shift), factor = sum == 0 ? 0 : 1 / sum;
+        EACH_VECTOR(j, 0, n, { put_part(bf, y, j, left, exp_below(get_part(bf, x, j, left, 0), shift) * factor); });
+        return;
+    }
+    vf total = vset(0);
+    EACH_VECTOR(j, 0, n, {
+        vf e = exp_below(get_part(bf, x, j, left, -INFINITY), shift);
+        put_part(bf, y, j, left, e);
+        total += e;
+    });
+    float sum = vsum(total), factor = sum == 0 ? 0 : 1 / sum;
+    EACH_VECTOR(j, 0, n, { put_part(bf, y, j, left, get_part(bf, y, j, left, 0) * factor); });
 }
 
 void kern_softmax_fwd(dtype t, int64_t rows, int64_t n, const void *x, int64_t ldx, void *y, int64_t ldy) {
@@ -44,8 +58,8 @@ INLINE void bwd_row(bool bf, int64_t r, int64_t n, const void *y0, int64_t ldy, 
     vf sum = vset(0);
     for (int64_t j = 0; j < n; j += VL) sum += get_part(bf, y, j, n - j, 0) * get_part(bf, dy, j, n - j, 0);
     float dot = vsum(sum);
-    for (int64_t j = 0; j < n; j += VL)
-        put_part(bf, dx, j, n - j, get_part(bf, y, j, n - j, 0) * (get_part(bf, dy, j, n - j, 0) - dot));
+    EACH_VECTOR(j, 0, n,
+                { put_part(bf, dx, j, left, get_part(bf, y, j, left, 0) * (get_part(bf, dy, j, left, 0) - dot)); });
 }
 
 void kern_softmax_bwd(dtype t, int64_t rows, int64_t n, const void *y, int64_t ldy, const void *dy, int64_t lddy,
