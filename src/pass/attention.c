@@ -275,7 +275,6 @@ static bool from_primitives(rw *r, const ir_node *n, ir_val *out) {
         const ir_node qk = *rw_def(r, s.dot);
         if (!rw_dims_equal(rw_type(r, s.dot), rw_type(r, sm->in[0]))) continue;
         numbers d = numbers_of(&qk);
-        if (d.nc != 1) continue;
         /* the keys' operand is the one that has the softmax dimension free */
         int ks = -1;
         for (int side = 0; side < 2; side++)
@@ -289,16 +288,16 @@ static bool from_primitives(rw *r, const ir_node *n, ir_val *out) {
         m = join(list, o.b, o.nb, &o.q, 1);
         m += join(list + m, o.h, o.nh, o.g, o.ng);
         if (!operand_dims(r, &qk, &d, 1 - ks, list, m, dims)) continue;
-        dims[m] = (int)d.c[1 - ks][0];
-        if (m + 1 != rw_type(r, qk.in[1 - ks])->rank) continue;
-        count[0] = o.nb, count[1] = 1, count[2] = o.nh + o.ng, count[3] = 1;
+        for (int i = 0; i < d.nc; i++) dims[m + i] = (int)d.c[1 - ks][i];
+        if (m + d.nc != rw_type(r, qk.in[1 - ks])->rank) continue;
+        count[0] = o.nb, count[1] = 1, count[2] = o.nh + o.ng, count[3] = d.nc;
         ir_val q = arrange(r, qk.in[1 - ks], dims, count);
         /* k (b, k, h, D) */
         m = join(list, o.b, o.nb, &o.k, 1);
         m += join(list + m, o.h, o.nh, NULL, 0);
         if (!operand_dims(r, &qk, &d, ks, list, m, dims)) continue;
-        dims[m] = (int)d.c[ks][0];
-        if (m + 1 != rw_type(r, qk.in[ks])->rank) continue;
+        for (int i = 0; i < d.nc; i++) dims[m + i] = (int)d.c[ks][i];
+        if (m + d.nc != rw_type(r, qk.in[ks])->rank) continue;
         count[2] = o.nh;
         ir_val k = arrange(r, qk.in[ks], dims, count);
         /* v: its batch dimensions pair with the probabilities' b and h; one free dimension, the head size */
@@ -318,6 +317,7 @@ static bool from_primitives(rw *r, const ir_node *n, ir_val *out) {
         for (int i = 0; i < rw_type(r, n->in[vs])->rank; i++)
             if (find(pv.b[vs], pv.nb, i) < 0 && pv.c[vs][0] != i) vdim = i;
         dims[m] = vdim;
+        count[3] = 1;
         ir_val v = arrange(r, n->in[vs], dims, count);
         if (q < 0 || k < 0 || v < 0) continue;
         const ir_type *tq = rw_type(r, q), *tk = rw_type(r, k), *tv = rw_type(r, v);

@@ -63,15 +63,28 @@ static bool row_mean(const rw *r, ir_val v, const ir_type *x, ir_val *y) {
     return dims[0] == x->rank - 1 && rw_dims_equal(rw_type(r, *y), x) && fabs(c * (double)size - 1) < 1e-6;
 }
 
+/* y = x * x? Where the square was taken before a view and x after it, too. */
+static bool is_square(const rw *r, ir_val y, ir_val x) {
+    view v, w;
+    for (int limit = 0; limit <= 4; limit++) {
+        view_of(r, y, limit, &v);
+        const ir_node *n = rw_def(r, v.base);
+        if (n->op != OP_mul || n->in[0] != n->in[1]) continue;
+        for (int other = 0; other <= 4; other++) {
+            view_of(r, x, other, &w);
+            if (w.base == n->in[0] && view_same(r, &v, &w)) return true;
+        }
+    }
+    return false;
+}
+
 /* Is v = mean(x * x) + eps per row? */
 static bool mean_square(const rw *r, ir_val v, ir_val x, double *eps) {
     ir_val m = v, y;
     *eps = 0;
     v = unpadded(r, v);
     if (!rw_with_const(r, v, OP_add, &m, eps)) m = v;
-    if (!row_mean(r, m, rw_type(r, x), &y)) return false;
-    const ir_node *n = rw_def(r, y);
-    return n->op == OP_mul && n->in[0] == x && n->in[1] == x;
+    return row_mean(r, m, rw_type(r, x), &y) && is_square(r, y, x);
 }
 
 static ir_val ones(rw *r, ir_val x, double v) {

@@ -121,10 +121,13 @@ static void settle(rw *r, bool with_rules, ir_val *out) {
             for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
                 ir_val to[IR_MAX_OUT];
                 if (!rules[i](r, &n, to)) continue;
+                bool other = false;
                 for (int k = 0; k < n.nout; k++) {
                     ASSERT(ir_type_equal(rw_type(r, to[k]), rw_type(r, n.out[k])));
-                    r->fwd.data[n.out[k]] = to[k];
+                    other |= to[k] != n.out[k];
                 }
+                if (!other) continue; /* it came to the same node */
+                for (int k = 0; k < n.nout; k++) r->fwd.data[n.out[k]] = to[k];
                 break;
             }
             r->depth--;

@@ -112,6 +112,8 @@ bool view_broadcasts(const view *w);
 bool view_whole(const view *w);
 /* Index in w->atom of the base's dimension `dim` (unsplit); -1 when it has extent 1. */
 int view_atom_of(const view *w, int dim);
+/* The same split, order and grouping of bases of one shape? */
+bool view_same(const rw *r, const view *a, const view *b);
 /* Builds it (element type: the base's). */
 ir_val view_build(rw *r, const view *w);
 /* y has the result shape of w, which must not broadcast: builds the u with w(u) = y. False when u would need a copy

@@ -29,22 +29,6 @@ static bool rebase(const rw *r, const view *w, ir_val base, view *out) {
     return true;
 }
 
-static bool same_view(const rw *r, const view *a, const view *b) {
-    if (a->rank != b->rank || a->norder != b->norder || a->first[a->rank] != b->first[b->rank]) return false;
-    if (!rw_dims_equal(rw_type(r, a->base), rw_type(r, b->base))) return false;
-    for (int d = 0; d <= a->rank; d++)
-        if (a->first[d] != b->first[d]) return false;
-    for (int i = 0; i < a->first[a->rank]; i++) {
-        int ka = 0, kb = 0;
-        if (a->atom[i].ext != b->atom[i].ext || (a->atom[i].id < 0) != (b->atom[i].id < 0)) return false;
-        if (a->atom[i].id < 0) continue;
-        while (a->order[ka].id != a->atom[i].id) ka++;
-        while (b->order[kb].id != b->atom[i].id) kb++;
-        if (ka != kb || a->order[ka].dim != b->order[kb].dim) return false;
-    }
-    return true;
-}
-
 static bool is_cheap(const rw *r, ir_val v) {
     view w;
     double c;
@@ -68,7 +52,7 @@ static bool sink_eltwise(rw *r, const ir_node *n, ir_val *out) {
             bool ok = true;
             for (int k = 0; k < n->nin && ok; k++) {
                 view_of(r, n->in[k], limit, &o);
-                if (same_view(r, &w, &o)) {
+                if (view_same(r, &w, &o)) {
                     in[k] = o.base;
                 } else {
                     ok = is_cheap(r, n->in[k]) && view_invert(r, &w, n->in[k], &in[k]);
@@ -182,7 +166,7 @@ static bool sink_concat(rw *r, const ir_node *n, ir_val *out) {
         bool ok = true;
         for (int i = 0; i < n->nin && ok; i++) {
             view_of(r, n->in[i], limit, &o);
-            ok = rebase(r, &w, o.base, &moved) && same_view(r, &moved, &o);
+            ok = rebase(r, &w, o.base, &moved) && view_same(r, &moved, &o);
             in[i] = o.base;
         }
         if (!ok) continue;
@@ -308,10 +292,23 @@ static bool sink_dot_with(rw *r, const ir_node *n, const view *w, ir_val *out) {
         }
     }
     if (nnc == 0) return false; /* a product without a sum: not a matrix product's job */
-    int rank = 0;
-    for (int s = 0; s < 2; s++) rank += rw_type(r, w[s].base)->rank;
+    /* dimensions of extent 1 only get in the way: the new operands do without them */
+    ir_val in[2], res[1];
+    int now[2][IR_MAX_RANK], rank = 0;
+    for (int s = 0; s < 2; s++) {
+        const ir_type t = *rw_type(r, w[s].base);
+        ir_dim dims[IR_MAX_RANK];
+        int kept = 0;
+        for (int d = 0; d < t.rank; d++) {
+            now[s][d] = kept;
+            if (t.dim[d] != 1) dims[kept++] = t.dim[d];
+        }
+        rank += kept;
+        in[s] = rw_reshape(r, w[s].base, kept, dims);
+        for (int i = 0; i < nnc; i++) nc_dims[s][i] = now[s][nc_dims[s][i]];
+        for (int i = 0; i < nnb; i++) nb_dims[s][i] = now[s][nb_dims[s][i]];
+    }
     if (rank - 2 * nnc - nnb > IR_MAX_RANK) return false;
-    ir_val in[2] = {w[0].base, w[1].base}, res[1];
     rw_emit(r, OP_dot, in, 2,
             ATTRS(A_D("lc", nnc, nc_dims[0]), A_D("rc", nnc, nc_dims[1]), A_D("lb", nnb, nb_dims[0]),
                   A_D("rb", nnb, nb_dims[1])),
@@ -333,7 +330,7 @@ static bool sink_dot_with(rw *r, const ir_node *n, const view *w, ir_val *out) {
         v.first[d] = m;
         for (int i = 0; i < k; i++)
             for (int e = 0; e < nn; e++)
-                if (new_o[e].side == old_o[d].side && new_o[e].dim == ds[i]) {
+                if (new_o[e].side == old_o[d].side && new_o[e].dim == now[old_o[d].side][ds[i]]) {
                     int a = ident.first[e];
                     ASSERT(ident.first[e + 1] == a + 1);
                     v.atom[m++] = ident.atom[a];
@@ -343,6 +340,15 @@ static bool sink_dot_with(rw *r, const ir_node *n, const view *w, ir_val *out) {
     ASSERT(m == v.norder);
     out[0] = view_build(r, &v);
     return true;
+}
+
+/* Nothing for a dot to gain from w: it is the base, or drops dimensions of extent 1 and no more. */
+static bool unit_view(const rw *r, const view *w) {
+    if (view_trivial(r, w)) return true;
+    for (int d = 0; d < w->rank; d++)
+        if (w->first[d + 1] - w->first[d] != 1 || d >= w->norder || w->atom[w->first[d]].id != w->order[d].id)
+            return false;
+    return w->rank == w->norder;
 }
 
 /* Views of operands that only order and merge whole dimensions move below a dot: transposes go into its dimension
@@ -355,7 +361,7 @@ static bool sink_dot(rw *r, const ir_node *n, ir_val *out) {
             view_of(r, n->in[1], right, &w[1]);
             bool same = true, ok = true;
             for (int s = 0; s < 2; s++) {
-                same &= view_trivial(r, &w[s]);
+                same &= unit_view(r, &w[s]);
                 ok &= view_whole(&w[s]) && !view_broadcasts(&w[s]);
             }
             if (same || !ok) continue;

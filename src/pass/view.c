@@ -193,6 +193,22 @@ int view_atom_of(const view *w, int dim) {
     return -1;
 }
 
+bool view_same(const rw *r, const view *a, const view *b) {
+    if (a->rank != b->rank || a->norder != b->norder || a->first[a->rank] != b->first[b->rank]) return false;
+    if (!rw_dims_equal(rw_type(r, a->base), rw_type(r, b->base))) return false;
+    for (int d = 0; d <= a->rank; d++)
+        if (a->first[d] != b->first[d]) return false;
+    for (int i = 0; i < a->first[a->rank]; i++) {
+        int ka = 0, kb = 0;
+        if (a->atom[i].ext != b->atom[i].ext || (a->atom[i].id < 0) != (b->atom[i].id < 0)) return false;
+        if (a->atom[i].id < 0) continue;
+        while (a->order[ka].id != a->atom[i].id) ka++;
+        while (b->order[kb].id != b->atom[i].id) kb++;
+        if (ka != kb || a->order[ka].dim != b->order[kb].dim) return false;
+    }
+    return true;
+}
+
 /* ---- building ---- */
 
 typedef struct plan {
