@@ -101,15 +101,25 @@ static void write_literals(exec *e) {
     }
 }
 
-static sp_status prepare(exec *e, int program) {
-    const plan_program *pr = &e->p->program[program];
-    e->calls[program] = ARENA_ARRAY(e->a, call, pr->instrs.n);
-    for (int i = 0; i < pr->instrs.n; i++) {
-        const plan_instr *in = &pr->instrs.data[i];
-        call *k = &e->calls[program][i];
+static sp_status prepare_list(exec *e, const plan_list *list, call **out) {
+    call *calls = *out = ARENA_ARRAY(e->a, call, list->n);
+    for (int i = 0; i < list->n; i++) {
+        const plan_instr *in = &list->data[i];
+        call *k = &calls[i];
         fill_call(&k->c, in, ARENA_ARRAY(e->a, tensor, in->nin + in->nout));
-        for (int j = 0; j < in->nin; j++) k->c.in[j].data = address(e, &in->in[j]);
-        for (int j = 0; j < in->nout; j++) k->c.out[j].data = address(e, &in->out[j]);
+        if (in->loop) {
+            k->tiles = in->loop->tiles;
+            k->nbody = in->loop->body.n;
+            TRY(prepare_list(e, &in->loop->body, &k->body));
+            continue;
+        }
+        k->start = ARENA_ARRAY(e->a, char *, in->nin + in->nout);
+        k->step = ARENA_ARRAY(e->a, int64_t, in->nin + in->nout);
+        for (int j = 0; j < in->nin + in->nout; j++) {
+            const plan_tensor *w = j < in->nin ? &in->in[j] : &in->out[j - in->nin];
+            k->c.in[j].data = k->start[j] = address(e, w); /* results follow operands */
+            k->step[j] = w->tile_step * dtype_size(w->t.type);
+        }
         k->c.threads = e->o.threads;
         k->c.comm = e->o.comm;
         k->c.offset = in->rank_offset * coordinate(e);
@@ -117,11 +127,19 @@ static sp_status prepare(exec *e, int program) {
             k->c.work = e->base + e->p->bufs.data[in->work].offset;
             k->c.work_bytes = e->p->bufs.data[in->work].bytes;
         }
-        k->run = e->o.dev->table[in->op];
-        CHECK(k->run, "the device '%s' has no kernel for %s", e->o.dev->name, op_table[in->op].name);
+        dev_fn *run = e->o.dev->table[in->op];
+        CHECK(run, "the device '%s' has no kernel for %s", e->o.dev->name, op_table[in->op].name);
         TRY_NOTE(e->o.dev->prepare(&k->c), "preparing %s", op_table[in->op].name);
+        k->run = run;
     }
     return SP_OK;
+}
+
+static void release_list(exec *e, call *calls, int n) {
+    for (int i = 0; calls && i < n; i++) {
+        if (calls[i].run) e->o.dev->release(&calls[i].c);
+        release_list(e, calls[i].body, calls[i].nbody);
+    }
 }
 
 /* All ranks must run the same plan: all_reduce of hash and its complement by maximum shows any difference. */
@@ -149,7 +167,7 @@ sp_status exec_new(const plan *p, const exec_options *o, exec **out) {
 #ifdef _OPENMP
     omp_set_num_threads(o->threads);
 #endif
-    for (int g = 0; g < PROG_COUNT_OF && s == SP_OK; g++) s = prepare(e, g);
+    for (int g = 0; g < PROG_COUNT_OF && s == SP_OK; g++) s = prepare_list(e, &p->program[g].instrs, &e->calls[g]);
     int64_t staging = 0;
     for (int g = 0; g < PROG_COUNT_OF; g++)
         for (int i = 0; i < p->program[g].instrs.n; i++)
@@ -169,9 +187,7 @@ sp_status exec_new(const plan *p, const exec_options *o, exec **out) {
 
 void exec_free(exec *e) {
     if (!e) return;
-    for (int g = 0; g < PROG_COUNT_OF; g++)
-        for (int i = 0; e->calls[g] && i < e->p->program[g].instrs.n; i++)
-            if (e->calls[g][i].run) e->o.dev->release(&e->calls[g][i].c);
+    for (int g = 0; g < PROG_COUNT_OF; g++) release_list(e, e->calls[g], e->p->program[g].instrs.n);
     if (e->base) munmap(e->base, (size_t)(e->bytes + sysconf(_SC_PAGESIZE)));
     arena_free(e->a);
 }
@@ -195,20 +211,32 @@ sp_status exec_set_input(exec *e, const char *name, const int64_t *data, int64_t
     FAIL("the model has no input '%s'", name);
 }
 
+/* tile: which one, in a body; a loop's results are ready when its last tile is done. */
+static sp_status run_list(exec *e, call *calls, int n, int64_t tile) {
+    for (int i = 0; i < n; i++) {
+        call *k = &calls[i];
+        double start = e->profile ? now_s() : 0;
+        for (int j = 0; k->run && j < k->c.nin + k->c.nout; j++)
+            if (k->step[j]) k->c.in[j].data = k->start[j] + tile * k->step[j];
+        sp_status s = k->run ? k->run(&k->c) : SP_OK;
+        for (int64_t t = 0; t < k->tiles && s == SP_OK; t++) s = run_list(e, k->body, k->nbody, t);
+        if (e->profile) {
+            if (tile == 0) k->started = start;
+            k->seconds = (tile == 0 ? 0 : k->seconds) + now_s() - start;
+        }
+        if (s != SP_OK)
+            return err_note("%s%s%s", op_table[k->c.op].name, k->c.node && k->c.node->src ? " at " : "",
+                            k->c.node && k->c.node->src ? k->c.node->src : "");
+    }
+    return SP_OK;
+}
+
 static sp_status run(exec *e, int program, double *result) {
     const plan_program *pr = &e->p->program[program];
 #ifdef _OPENMP
     omp_set_num_threads(e->o.threads);
 #endif
-    for (int i = 0; i < pr->instrs.n; i++) {
-        call *k = &e->calls[program][i];
-        if (e->profile) k->started = now_s();
-        sp_status s = k->run(&k->c);
-        if (e->profile) k->seconds = now_s() - k->started;
-        if (s != SP_OK)
-            return err_note("%s%s%s", op_table[k->c.op].name, k->c.node && k->c.node->src ? " at " : "",
-                            k->c.node && k->c.node->src ? k->c.node->src : "");
-    }
+    TRY(run_list(e, e->calls[program], pr->instrs.n, 0));
     const void *r = address(e, &pr->result);
     switch (pr->result.t.type) {
     case DT_F64:

@@ -9,8 +9,13 @@
 
 typedef struct call {
     dev_call c;
-    dev_fn *run;
-    double started, seconds; /* of its last run, when profiling */
+    dev_fn *run; /* NULL: a loop, which has a body instead */
+    struct call *body;
+    int nbody;
+    int64_t tiles;
+    char **start; /* by operand, then result: its data in tile 0, and the bytes further on for each tile */
+    int64_t *step;
+    double started, seconds; /* of its last run (in a body: of all tiles), when profiling */
 } call;
 
 struct exec {

@@ -60,19 +60,27 @@ static int by_time(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
+static void add_rows(const call *calls, int n, double runs, row *rows, double *total) {
+    for (int i = 0; i < n; i++) {
+        const call *k = &calls[i];
+        row *r = &rows[k->c.op];
+        if (!k->run) { /* a loop: what its tiles did */
+            add_rows(k->body, k->nbody, runs * (double)k->tiles, rows, total);
+            continue;
+        }
+        r->calls += (int)runs;
+        r->seconds += k->seconds;
+        r->flops += runs * exec_call_flops(&k->c);
+        r->bytes += runs * exec_call_bytes(&k->c);
+        *total += k->seconds;
+    }
+}
+
 void exec_profile_table(const exec *e, buf *out) {
     row rows[OP_COUNT];
     double total = 0;
     for (int op = 0; op < OP_COUNT; op++) rows[op] = (row){.name = op_table[op].name};
-    for (int i = 0; i < e->p->program[PROG_STEP].instrs.n; i++) {
-        const call *k = &e->calls[PROG_STEP][i];
-        row *r = &rows[k->c.op];
-        r->calls++;
-        r->seconds += k->seconds;
-        r->flops += exec_call_flops(&k->c);
-        r->bytes += exec_call_bytes(&k->c);
-        total += k->seconds;
-    }
+    add_rows(e->calls[PROG_STEP], e->p->program[PROG_STEP].instrs.n, 1, rows, &total);
     qsort(rows, OP_COUNT, sizeof *rows, by_time);
     buf_printf(out, "%-16s %6s %10s %6s %9s %9s\n", "kernel", "calls", "ms", "share", "GFLOP/s", "GB/s");
     for (int i = 0; i < OP_COUNT && rows[i].calls; i++)

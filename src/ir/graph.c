@@ -322,6 +322,13 @@ int64_t ir_local_bytes(const ir_graph *g, ir_val v) {
     return ir_bytes(&t);
 }
 
+bool ir_has_effect(const ir_node *n) {
+    if (op_table[n->op].flags & F_EFFECT) return true;
+    for (int i = 0; n->region && i < n->region->nodes.n; i++)
+        if (ir_has_effect(&n->region->nodes.data[i])) return true;
+    return false;
+}
+
 ir_graph *ir_dce(const ir_graph *g) {
     arena *scratch = arena_new();
     bool *live = ARENA_ARRAY(scratch, bool, g->nodes.n);
@@ -329,7 +336,7 @@ ir_graph *ir_dce(const ir_graph *g) {
     for (int i = 0; i < g->outputs.n; i++) live[g->values.data[g->outputs.data[i].value].node] = true;
     for (int i = g->nodes.n - 1; i >= 0; i--) {
         const ir_node *n = &g->nodes.data[i];
-        if (op_table[n->op].flags & F_EFFECT) live[i] = true;
+        if (ir_has_effect(n)) live[i] = true;
         for (int k = 0; live[i] && k < n->nin; k++) live[g->values.data[n->in[k]].node] = true;
     }
     ir_graph *out = ir_new(g->a, g->name);

@@ -10,7 +10,7 @@
 
 #include "base/base.h"
 
-enum { IR_MAX_RANK = 8, IR_MAX_OUT = 16, IR_MAX_AXES = 3 };
+enum { IR_MAX_RANK = 8, IR_MAX_OUT = 16, IR_MAX_AXES = 4 };
 
 /* ---- dimensions -------------------------------------------------------------------------------- */
 
@@ -252,6 +252,9 @@ bool ir_layout_equal(const ir_graph *g, const ir_layout *a, const ir_layout *b);
 axis_layout layout_shard(int dim, int64_t outer);
 int ir_axis(const ir_graph *g, const char *name); /* -1 when the mesh has no such axis */
 
+/* The mesh axis of a loop's region that says how tiles divide a value; -1 in graphs that are no region. */
+static inline int ir_tile_axis(const ir_graph *g) { return ir_axis(g, "tile"); }
+
 /* ---- checking and text ------------------------------------------------------------------------- */
 
 /* Are the attributes that `op` requires there, of the right kind, and in range for nin operands? (For text and other
@@ -264,6 +267,8 @@ void ir_print(const ir_graph *g, buf *out);
 sp_status ir_parse(arena *a, const char *text, const char *file, ir_graph **out) SP_NODISCARD;
 /* Prints one type and its layout: f32[2,64,128]@seq=S1. */
 void ir_print_type(const ir_graph *g, const ir_type *t, const ir_layout *l, buf *out);
+/* Does the node, or a node of its region, have an effect? */
+bool ir_has_effect(const ir_node *n);
 /* Removes nodes that no output, effect or other live node needs. Returns a new graph. */
 ir_graph *ir_dce(const ir_graph *g);
 

@@ -379,8 +379,10 @@ static sp_status infer_special(const ir_graph *g, const ir_node *n, int axis, bo
     int size = g->mesh.axis[axis].size;
     *out = in;
     switch (n->op) {
+    case OP_input: /* of a loop's region: as the region says; the verifier compares with the operand */
+        *out = hint && ir_tile_axis(g) >= 0 ? hint->axis[axis] : (axis_layout){0};
+        return SP_OK;
     case OP_param:
-    case OP_input:
     case OP_const:
     case OP_dimval:
         *out = (axis_layout){0};
@@ -442,10 +444,11 @@ static sp_status infer_special(const ir_graph *g, const ir_node *n, int axis, bo
 sp_status ir_infer_layout(const ir_graph *g, const ir_node *n, const ir_layout *hint, ir_layout *out) {
     memset(out, 0, sizeof *out * (size_t)n->nout);
     if (n->op == OP_accum) return SP_OK;
-    if (n->op == OP_loop) { /* its body was checked as straight code; results carry the layouts of the body's */
+    if (n->op == OP_loop) { /* results carry the layouts of the region's, less the tile axis (the region's last) */
         ASSERT(n->region);
         for (int o = 0; o < n->nout && o < n->region->outputs.n; o++)
-            out[o] = *ir_layoutof(n->region, n->region->outputs.data[o].value);
+            for (int a = 0; a < g->mesh.naxes; a++)
+                out[o].axis[a] = ir_layoutof(n->region, n->region->outputs.data[o].value)->axis[a];
         return SP_OK;
     }
     arena *scratch = arena_new();

@@ -59,6 +59,7 @@ static const struct {
     {OP_all_to_all, "from", ATTR_INT, 0},
     {OP_all_to_all, "to", ATTR_INT, 0},
     {OP_accum, "param", ATTR_STR, 0},
+    {OP_loop, "tiles", ATTR_INT, 0},
 };
 
 sp_status ir_check_attrs(ir_op op, int nin, const ir_attr *attr, int nattr) {
@@ -112,6 +113,68 @@ static sp_status check_side(const ir_graph *g, const ir_node *n) {
     return SP_OK;
 }
 
+/* ---- loops ---- */
+
+static bool same_axes(const ir_graph *g, const ir_layout *outside, const ir_layout *inside) {
+    return ir_layout_equal(g, outside, inside); /* looks at g's axes only */
+}
+
+/* A region sees its operands as `input` nodes and its tiles as a mesh axis of its own: docs/ir.md, "Loops". */
+static sp_status verify_loop(const ir_graph *g, const ir_node *n) {
+    const ir_graph *r = n->region;
+    int64_t tiles = ir_int(n, "tiles", 0);
+    int tile = ir_tile_axis(r), k = 0;
+    CHECK(tiles >= 1, "tiles=%lld", (long long)tiles);
+    CHECK(tile >= 0 && tile == r->mesh.naxes - 1 && r->mesh.naxes == g->mesh.naxes + 1,
+          "the region's mesh is not the graph's with a last axis 'tile'");
+    CHECK(r->mesh.axis[tile].size == tiles, "tiles=%lld, but the region's axis has %d", (long long)tiles,
+          r->mesh.axis[tile].size);
+    for (int a = 0; a < g->mesh.naxes; a++)
+        CHECK(strcmp(g->mesh.axis[a].name, r->mesh.axis[a].name) == 0 && g->mesh.axis[a].size == r->mesh.axis[a].size,
+              "the region's mesh differs from the graph's");
+    for (int i = 0; i < r->nodes.n; i++) {
+        const ir_node *m = &r->nodes.data[i];
+        CHECK(!(op_table[m->op].flags & F_COLL) && m->op != OP_loop && m->op != OP_param && m->op != OP_iota &&
+                  m->op != OP_shard && m->op != OP_attention && m->op != OP_attention_grad,
+              "%s may not be in a region", op_table[m->op].name);
+        if (m->op != OP_input) continue;
+        CHECK(k < n->nin, "the region has more inputs than the loop operands");
+        CHECK(ir_type_equal(ir_typeof(r, m->out[0]), ir_typeof(g, n->in[k])), "input %d of the region has another type",
+              k);
+        CHECK(same_axes(g, ir_layoutof(g, n->in[k]), ir_layoutof(r, m->out[0])),
+              "input %d of the region has another layout", k);
+        CHECK(ir_layoutof(r, m->out[0])->axis[tile].kind != LAYOUT_PARTIAL, "input %d is a sum over tiles", k);
+        k++;
+    }
+    CHECK(k == n->nin, "%d operands, but the region has %d inputs", n->nin, k);
+    CHECK(r->outputs.n == n->nout, "%d results, but the region returns %d", n->nout, r->outputs.n);
+    for (k = 0; k < n->nout; k++) {
+        ir_val v = r->outputs.data[k].value;
+        axis_layout l = ir_layoutof(r, v)->axis[tile];
+        CHECK(ir_type_equal(ir_typeof(r, v), ir_typeof(g, n->out[k])), "result %d of the region has another type", k);
+        CHECK(l.kind != LAYOUT_REPL, "result %d is the same in every tile", k);
+        CHECK(l.kind != LAYOUT_PARTIAL || ir_typeof(r, v)->t == DT_F32 || ir_typeof(r, v)->t == DT_F64,
+              "result %d is a sum over tiles of type %s; only f32 and f64 are summed", k,
+              dtype_name(ir_typeof(r, v)->t));
+    }
+    return SP_OK;
+}
+
+/* Every dimension must divide by all axes that cut it. */
+static sp_status check_cuts(const ir_graph *g, ir_val v) {
+    const ir_type *t = ir_typeof(g, v);
+    for (int d = 0; d < t->rank; d++) {
+        int64_t cut = 1;
+        for (int a = 0; a < g->mesh.naxes; a++) {
+            axis_layout l = ir_layoutof(g, v)->axis[a];
+            if (l.kind == LAYOUT_SHARD && l.dim == d)
+                CHECK(mul_ok(cut, g->mesh.axis[a].size, &cut) && t->dim[d] % cut == 0 && t->dim[d] % l.outer == 0,
+                      "dimension %d of %lld is cut in %lld", d, (long long)t->dim[d], (long long)cut);
+        }
+    }
+    return SP_OK;
+}
+
 static sp_status verify_node(ir_graph *g, int i) {
     const ir_node *n = &g->nodes.data[i];
     const op_info *op = &op_table[n->op];
@@ -149,6 +212,8 @@ static sp_status verify_node(ir_graph *g, int i) {
                   "from the operands",
                   k);
     }
+    for (int k = 0; k < n->nout; k++) TRY(check_cuts(g, n->out[k]));
+    if (n->op == OP_loop) TRY(verify_loop(g, n));
     if (n->region) TRY(ir_verify(n->region, "a nested graph"));
     return SP_OK;
 }

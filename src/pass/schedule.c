@@ -21,7 +21,7 @@ typedef struct sched {
     int *left;      /* by node: users not placed yet */
 } sched;
 
-static bool fixed(const ir_node *n) { return (op_table[n->op].flags & (F_COLL | F_EFFECT)) != 0; }
+static bool fixed(const ir_node *n) { return (op_table[n->op].flags & F_COLL) || ir_has_effect(n); }
 
 static void storage(sched *s, arena *a) {
     const ir_graph *g = s->g;

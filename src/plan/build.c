@@ -7,6 +7,9 @@
  * A view is a window (buffer, offset, strides) into its operand's buffer. A reshape of a strided window is a window
  * again when the strides allow it, else a copy. `shard` is a window that starts at the rank's part. A gradient
  * contribution whose producer can add (`dot`, `embedding_grad`) writes straight into the gradient buffer.
+ *
+ * A loop is one instruction with a body, lowered by the same functions: an operand that tiles cut is a window that
+ * moves with the tile (`tile_step`), and what makes a result writes into such a window of the result's buffer.
  */
 #include "plan/plan.h"
 
@@ -17,10 +20,14 @@ typedef struct builder {
     plan_tensor *at; /* by value; .buf -1: not made in this program */
     int *uses;
     int prog;
+    plan_list *code;     /* where instructions go */
+    int loop;            /* the loop's workspace while its body is lowered; -1 */
+    plan_tensor *target; /* by value, in a body: where a result of the loop goes, .buf -1: nowhere; NULL outside */
 } builder;
 
 static int new_buf(plan *p, plan_section section, int64_t bytes, int program) {
-    plan_buf b = {.section = section, .bytes = bytes, .offset = -1, .first = -1, .last = -1, .program = program};
+    plan_buf b = {
+        .section = section, .bytes = bytes, .offset = -1, .first = -1, .last = -1, .program = program, .loop = -1};
     vec_push(p->a, &p->bufs, b);
     return p->bufs.n - 1;
 }
@@ -39,27 +46,34 @@ static plan_tensor window(int id, const ir_type *local) {
     return w;
 }
 
-static plan_tensor fresh(builder *b, const ir_type *local) {
-    return window(new_buf(b->p, SEC_WORK, ir_bytes(local), b->prog), local);
+static int work_buf(builder *b, int64_t bytes) {
+    int id = new_buf(b->p, SEC_WORK, bytes, b->prog);
+    b->p->bufs.data[id].loop = b->loop;
+    return id;
 }
 
+static plan_tensor fresh(builder *b, const ir_type *local) { return window(work_buf(b, ir_bytes(local)), local); }
+
 static plan_instr *add_instr(builder *b, ir_op op, const ir_node *n, int nin, int nout) {
-    plan_program *pr = &b->p->program[b->prog];
     plan_instr i = {.op = op, .node = n, .nin = nin, .nout = nout, .work = -1, .axis = -1};
     i.in = ARENA_ARRAY(b->p->a, plan_tensor, nin);
     i.out = ARENA_ARRAY(b->p->a, plan_tensor, nout);
     i.backward = n && n->tag == 1;
-    vec_push(b->p->a, &pr->instrs, i);
-    return &pr->instrs.data[pr->instrs.n - 1];
+    vec_push(b->p->a, b->code, i);
+    return &b->code->data[b->code->n - 1];
+}
+
+static void add_copy(builder *b, const ir_node *n, plan_tensor src, plan_tensor dst) {
+    plan_instr *i = add_instr(b, OP_copy, n, 1, 1);
+    i->in[0] = src;
+    i->out[0] = dst;
 }
 
 static plan_tensor materialize(builder *b, const ir_node *n, plan_tensor src) {
     ir_type t = {.t = src.t.type, .rank = src.t.rank};
     for (int d = 0; d < t.rank; d++) t.dim[d] = src.t.dim[d];
     plan_tensor dst = fresh(b, &t);
-    plan_instr *i = add_instr(b, OP_copy, n, 1, 1);
-    i->in[0] = src;
-    i->out[0] = dst;
+    add_copy(b, n, src, dst);
     return dst;
 }
 
@@ -124,29 +138,35 @@ static plan_tensor view_reshape(builder *b, const ir_node *n, plan_tensor x, con
     return x;
 }
 
-static plan_tensor view_shard(builder *b, const ir_node *n, plan_tensor x) {
-    axis_layout l = ir_layoutof(b->g, n->out[0])->axis[ir_axis(b->g, ir_str(n, "axis"))];
-    int64_t size = b->g->mesh.axis[ir_axis(b->g, ir_str(n, "axis"))].size;
+/* Part of x: dimension l.dim is (l.outer, size, inner), of which one of `size` is taken. *step is where the window's
+ * steps from part to part are counted (x.rank_step or x.tile_step). With l.outer > 1 the part has a rank more, and
+ * *joined is false. */
+static plan_tensor cut(plan_tensor x, axis_layout l, int64_t size, bool tile, bool *joined) {
     int d = l.dim;
     int64_t inner = x.t.dim[d] / (l.outer * size);
-    if (l.outer == 1) {
-        x.t.dim[d] = inner;
-        x.rank_step += inner * x.t.stride[d];
-        return x;
+    *joined = l.outer == 1;
+    if (l.outer > 1) { /* show the dimension as two */
+        ASSERT(x.t.rank < IR_MAX_RANK);
+        for (int k = x.t.rank; k > d; k--) {
+            x.t.dim[k] = x.t.dim[k - 1];
+            x.t.stride[k] = x.t.stride[k - 1];
+        }
+        x.t.rank++;
+        x.t.dim[d] = l.outer;
+        x.t.stride[d] = x.t.stride[d + 1] * inner * size;
+        d++;
     }
-    /* (outer, P, inner) in one dimension: show it as two, copy the rank's part, join them again */
-    ASSERT(x.t.rank < IR_MAX_RANK);
-    for (int k = x.t.rank; k > d; k--) {
-        x.t.dim[k] = x.t.dim[k - 1];
-        x.t.stride[k] = x.t.stride[k - 1];
-    }
-    x.t.rank++;
-    x.t.dim[d] = l.outer;
-    x.t.stride[d] = x.t.stride[d + 1] * inner * size;
-    x.t.dim[d + 1] = inner;
-    x.rank_step += inner * x.t.stride[d + 1];
-    ir_type joined = ir_local_type(b->g, n->out[0]);
-    return view_reshape(b, n, x, &joined);
+    x.t.dim[d] = inner;
+    *(tile ? &x.tile_step : &x.rank_step) += inner * x.t.stride[d];
+    return x;
+}
+
+static plan_tensor view_shard(builder *b, const ir_node *n, plan_tensor x) {
+    int axis = ir_axis(b->g, ir_str(n, "axis"));
+    ir_type local = ir_local_type(b->g, n->out[0]);
+    bool joined;
+    x = cut(x, ir_layoutof(b->g, n->out[0])->axis[axis], b->g->mesh.axis[axis].size, false, &joined);
+    return joined ? x : view_reshape(b, n, x, &local);
 }
 
 static plan_tensor view(builder *b, const ir_node *n) {
@@ -319,10 +339,69 @@ static void lower_const(builder *b, const ir_node *n) {
     b->at[n->out[0]] = w;
 }
 
+/* Zeros everywhere, without a buffer of that size. */
+static plan_tensor zeros(builder *b, const ir_type *local) {
+    static ir_attr value = {.key = "value", .kind = ATTR_FLOAT};
+    static const ir_node node = {.op = OP_fill, .nattr = 1, .attr = &value};
+    ir_type one = {.t = local->t};
+    plan_tensor w = window(new_buf(b->p, SEC_CONST, dtype_size(local->t), -1), &one);
+    vec_push(b->p->a, &b->p->const_at, w);
+    vec_push(b->p->a, &b->p->const_node, &node);
+    w.t.rank = local->rank;
+    for (int d = 0; d < local->rank; d++) {
+        w.t.dim[d] = local->dim[d];
+        w.t.stride[d] = 0;
+    }
+    return w;
+}
+
+static sp_status lower_loop(builder *b, const ir_node *n);
+
+/* Where result v of the node being lowered goes: a gradient or a sum over tiles that it can add to, a loop's result
+ * that it can write, or a buffer of its own. */
+static plan_tensor result_window(builder *b, ir_val v, bool adds, bool *accumulate) {
+    ir_type local = ir_local_type(b->g, v);
+    if (b->target && b->target[v].buf >= 0) {
+        bool sum = ir_layoutof(b->g, v)->axis[ir_tile_axis(b->g)].kind == LAYOUT_PARTIAL;
+        if (tensor_contiguous(&b->target[v].t) && b->target[v].t.rank == local.rank && (!sum || adds)) {
+            *accumulate = sum;
+            return b->target[v];
+        }
+    }
+    return fresh(b, &local);
+}
+
+/* In a body: brings result v of the loop to its place, when it was not made there. */
+static void store_result(builder *b, const ir_node *n, ir_val v) {
+    if (!b->target || b->target[v].buf < 0 || b->at[v].buf < 0) return;
+    plan_tensor to = b->target[v], from = b->at[v];
+    if (from.buf == to.buf) return;
+    if (ir_layoutof(b->g, v)->axis[ir_tile_axis(b->g)].kind == LAYOUT_PARTIAL) {
+        plan_instr *i = add_instr(b, OP_accum, n, 1, 1);
+        i->in[0] = from;
+        i->out[0] = to;
+        i->accumulate = true;
+        return;
+    }
+    int64_t stride[IR_MAX_RANK];
+    ir_type shown = {.t = to.t.type, .rank = to.t.rank}; /* as the window shows it: a dimension may be two */
+    for (int d = 0; d < to.t.rank; d++) shown.dim[d] = to.t.dim[d];
+    if (!reshape_strides(&from.t, &shown, stride)) {
+        from = materialize(b, n, from);
+        bool fits = reshape_strides(&from.t, &shown, stride);
+        ASSERT(fits);
+    }
+    tensor t = to.t;
+    memcpy(t.stride, stride, sizeof stride);
+    from.t = t;
+    add_copy(b, n, from, to);
+}
+
 static sp_status lower_node(builder *b, const ir_node *n, const int *user, bool *done) {
     plan *p = b->p;
     int flags = op_table[n->op].flags;
     if (n->op == OP_param || n->op == OP_input) return SP_OK; /* placed before */
+    if (n->op == OP_loop) return lower_loop(b, n);
     if (n->op == OP_fill || n->op == OP_const) {
         lower_const(b, n);
         return SP_OK;
@@ -358,7 +437,7 @@ static sp_status lower_node(builder *b, const ir_node *n, const int *user, bool 
             done[acc - b->g->nodes.data] = true;
             for (int c = 0; c < len; c++) b->at[chain[c]] = i->out[k];
         } else {
-            i->out[k] = fresh(b, &local);
+            i->out[k] = result_window(b, n->out[k], n->op == OP_dot, &i->accumulate);
         }
         b->at[n->out[k]] = i->out[k];
     }
@@ -380,10 +459,68 @@ static sp_status lower_node(builder *b, const ir_node *n, const int *user, bool 
     if (b->o->workspace) {
         int64_t bytes = b->o->workspace(b->o->ctx, i);
         if (bytes > 0) {
-            i->work = new_buf(p, SEC_WORK, bytes, b->prog);
+            i->work = work_buf(b, bytes);
             p->bufs.data[i->work].comm = i->axis >= 0;
         }
     }
+    return SP_OK;
+}
+
+static sp_status lower_loop(builder *b, const ir_node *n) {
+    plan *p = b->p;
+    const ir_graph *r = n->region;
+    int tile = ir_tile_axis(r), operand = 0;
+    plan_loop *loop = ARENA_NEW(p->a, plan_loop);
+    loop->tiles = ir_int(n, "tiles", 1);
+    plan_tensor *out = ARENA_ARRAY(p->a, plan_tensor, n->nout);
+    builder in = {.p = p, .g = r, .o = b->o, .prog = b->prog, .code = &loop->body};
+    in.uses = ir_use_counts(r, p->a);
+    in.at = ARENA_ARRAY(p->a, plan_tensor, r->values.n);
+    in.target = ARENA_ARRAY(p->a, plan_tensor, r->values.n);
+    for (int v = 0; v < r->values.n; v++) in.at[v].buf = in.target[v].buf = -1;
+    for (int k = 0; k < n->nout; k++) {
+        ir_val v = r->outputs.data[k].value;
+        axis_layout l = ir_layoutof(r, v)->axis[tile];
+        ir_type local = ir_local_type(b->g, n->out[k]);
+        bool joined;
+        CHECK(in.target[v].buf < 0, "loop: the region returns one value twice");
+        out[k] = b->at[n->out[k]] = in.target[v] = fresh(b, &local);
+        if (l.kind == LAYOUT_PARTIAL)
+            add_copy(b, n, zeros(b, &local), out[k]);
+        else
+            in.target[v] = cut(out[k], l, loop->tiles, true, &joined);
+    }
+    in.loop = work_buf(b, 0); /* as large as the body's buffers; layout.c */
+    plan_instr *i = add_instr(b, OP_loop, n, n->nin, n->nout);
+    i->loop = loop;
+    i->work = in.loop;
+    for (int k = 0; k < n->nin; k++) {
+        i->in[k] = b->at[n->in[k]];
+        ASSERT(i->in[k].buf >= 0);
+    }
+    if (n->nout) memcpy(i->out, out, sizeof *out * (size_t)n->nout);
+    plan_tensor *operands = i->in; /* `i` moves when the list grows; this does not */
+    int *user = ARENA_ARRAY(p->a, int, r->values.n);
+    bool *done = ARENA_ARRAY(p->a, bool, r->nodes.n);
+    memset(user, -1, sizeof *user * (size_t)r->values.n);
+    for (int x = 0; x < r->nodes.n; x++)
+        for (int k = 0; k < r->nodes.data[x].nin; k++) user[r->nodes.data[x].in[k]] = x;
+    for (int x = 0; x < r->nodes.n; x++) {
+        const ir_node *m = &r->nodes.data[x];
+        if (m->op == OP_input) {
+            ir_val v = m->out[0];
+            axis_layout l = ir_layoutof(r, v)->axis[tile];
+            plan_tensor w = operands[operand++];
+            bool joined = true;
+            if (l.kind == LAYOUT_SHARD) w = cut(w, l, loop->tiles, true, &joined);
+            ir_type local = ir_local_type(r, v);
+            in.at[v] = joined ? w : view_reshape(&in, m, w, &local);
+        } else {
+            TRY(lower_node(&in, m, user, done));
+        }
+        for (int k = 0; k < m->nout; k++) store_result(&in, m, m->out[k]);
+    }
+    for (int x = 0; x < loop->body.n; x++) loop->body.data[x].backward = n->tag == 1;
     return SP_OK;
 }
 
@@ -413,6 +550,27 @@ static sp_status lower_program(builder *b, const bool *need, const char *result)
     return SP_OK;
 }
 
+/* Whose gradients are partial sums over the ranks? */
+static void mark_partial(plan *p, const ir_graph *g) {
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        if (n->op == OP_loop) mark_partial(p, n->region);
+        for (int k = 0; n->op == OP_accum && k < p->params.n; k++)
+            if (strcmp(p->params.data[k].name, ir_str(n, "param")) == 0)
+                for (int a = 0; a < p->mesh.naxes; a++)
+                    p->params.data[k].partial |= ir_layoutof(g, n->in[0])->axis[a].kind == LAYOUT_PARTIAL;
+    }
+}
+
+/* The label that counts as none. */
+static void find_ignore(plan *p, const ir_graph *g) {
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        if (n->op == OP_loop) find_ignore(p, n->region);
+        if (n->op == OP_xent) p->ignore = ir_int(n, "ignore", -100);
+    }
+}
+
 static void place_leaves(builder *b) {
     plan *p = b->p;
     for (int i = 0; i < b->g->nodes.n; i++) {
@@ -440,13 +598,7 @@ static void place_leaves(builder *b) {
             vec_push(p->a, &p->inputs, in);
         }
     }
-    for (int i = 0; i < b->g->nodes.n; i++) { /* whose gradients are partial sums? */
-        const ir_node *n = &b->g->nodes.data[i];
-        for (int k = 0; n->op == OP_accum && k < p->params.n; k++)
-            if (strcmp(p->params.data[k].name, ir_str(n, "param")) == 0)
-                for (int a = 0; a < b->g->mesh.naxes; a++)
-                    p->params.data[k].partial |= ir_layoutof(b->g, n->in[0])->axis[a].kind == LAYOUT_PARTIAL;
-    }
+    mark_partial(p, b->g);
 }
 
 sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) {
@@ -461,10 +613,10 @@ sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) {
     for (int i = 0; i < g->nodes.n; i++) {
         const ir_node *n = &g->nodes.data[i];
         if (n->op == OP_param && ir_typeof(g, n->out[0])->t == DT_F64) p->type = DT_F64;
-        if (n->op == OP_xent) p->ignore = ir_int(n, "ignore", -100);
         if (n->op == OP_input && ir_typeof(g, n->out[0])->rank == 2) p->batch = ir_typeof(g, n->out[0])->dim[0];
     }
-    builder b = {.p = p, .g = g, .o = o, .uses = ir_use_counts(g, g->a)};
+    find_ignore(p, g);
+    builder b = {.p = p, .g = g, .o = o, .uses = ir_use_counts(g, g->a), .loop = -1};
     b.at = ARENA_ARRAY(g->a, plan_tensor, g->values.n);
     for (int v = 0; v < g->values.n; v++) b.at[v].buf = -1;
     place_leaves(&b);
@@ -474,7 +626,11 @@ sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) {
         const char *result = b.prog == PROG_COUNT ? "count" : "loss_sum";
         mark(g, ir_find_output(g, result), need);
         for (int i = 0; b.prog == PROG_STEP && i < g->nodes.n; i++)
-            if (op_table[g->nodes.data[i].op].flags & F_EFFECT) mark(g, g->nodes.data[i].in[0], need), need[i] = true;
+            if (ir_has_effect(&g->nodes.data[i])) {
+                for (int k = 0; k < g->nodes.data[i].nin; k++) mark(g, g->nodes.data[i].in[k], need);
+                need[i] = true;
+            }
+        b.code = &p->program[b.prog].instrs;
         memcpy(b.at, leaves, sizeof *b.at * (size_t)g->values.n);
         TRY(lower_program(&b, need, result));
         plan_in_place(p, b.prog);

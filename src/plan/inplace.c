@@ -15,10 +15,11 @@ static int find(int *heir, int b) {
     return b;
 }
 
-static bool whole(const plan *p, const plan_tensor *w, int64_t bytes) {
+/* Is w all of a work buffer of this list's own (loop: whose body; -1 the program)? */
+static bool whole(const plan *p, const plan_tensor *w, int64_t bytes, int loop) {
     const plan_buf *b = &p->bufs.data[w->buf];
-    return b->section == SEC_WORK && b->bytes == bytes && w->offset == 0 && w->rank_step == 0 &&
-           tensor_contiguous(&w->t) && tensor_numel(&w->t) * dtype_size(w->t.type) == bytes;
+    return b->section == SEC_WORK && b->loop == loop && b->bytes == bytes && w->offset == 0 && w->rank_step == 0 &&
+           w->tile_step == 0 && tensor_contiguous(&w->t) && tensor_numel(&w->t) * dtype_size(w->t.type) == bytes;
 }
 
 static bool may_overwrite(const plan_instr *i, int operand) {
@@ -26,28 +27,40 @@ static bool may_overwrite(const plan_instr *i, int operand) {
     return i->op != OP_copy && (op_table[i->op].flags & F_ELT) != 0;
 }
 
-void plan_in_place(plan *p, int program) {
-    plan_program *pr = &p->program[program];
+/* The buffers of a loop's body that live outside: renamed as the list around it was. */
+static void rename_body(plan_list *body, int *heir) {
+    for (int i = 0; i < body->n; i++) {
+        plan_instr *in = &body->data[i];
+        for (int k = 0; k < in->nin; k++) in->in[k].buf = find(heir, in->in[k].buf);
+        for (int k = 0; k < in->nout; k++) in->out[k].buf = find(heir, in->out[k].buf);
+    }
+}
+
+static void in_place(plan *p, plan_list *list, plan_tensor *result, int loop) {
     int n = p->bufs.n;
     int *heir = ARENA_ARRAY(p->a, int, n), *last = ARENA_ARRAY(p->a, int, n);
     for (int b = 0; b < n; b++) heir[b] = b;
-    for (int i = 0; i < pr->instrs.n; i++) {
-        const plan_instr *in = &pr->instrs.data[i];
+    for (int i = 0; i < list->n; i++) {
+        const plan_instr *in = &list->data[i];
         for (int k = 0; k < in->nin; k++) last[in->in[k].buf] = i;
         for (int k = 0; k < in->nout; k++) last[in->out[k].buf] = i;
     }
-    if (pr->has_result) last[pr->result.buf] = pr->instrs.n;
-    for (int i = 0; i < pr->instrs.n; i++) {
-        plan_instr *in = &pr->instrs.data[i];
+    if (result) last[result->buf] = list->n;
+    for (int i = 0; i < list->n; i++) {
+        plan_instr *in = &list->data[i];
         for (int k = 0; k < in->nin; k++) in->in[k].buf = find(heir, in->in[k].buf);
+        if (in->loop) {
+            rename_body(&in->loop->body, heir);
+            in_place(p, &in->loop->body, NULL, in->work);
+        }
         for (int k = 0; k < in->nout; k++) {
             int out = in->out[k].buf = find(heir, in->out[k].buf);
             int64_t bytes = p->bufs.data[out].bytes;
-            if (in->accumulate || !whole(p, &in->out[k], bytes)) continue;
+            if (in->accumulate || !whole(p, &in->out[k], bytes, loop)) continue;
             for (int j = 0; j < in->nin; j++) {
                 int b = in->in[j].buf;
-                bool ok = may_overwrite(in, j) && last[b] == i && whole(p, &in->in[j], bytes) && b != out;
-                for (int x = 0; ok && x < in->nin; x++) ok = in->in[x].buf != b || whole(p, &in->in[x], bytes);
+                bool ok = may_overwrite(in, j) && last[b] == i && whole(p, &in->in[j], bytes, loop) && b != out;
+                for (int x = 0; ok && x < in->nin; x++) ok = in->in[x].buf != b || whole(p, &in->in[x], bytes, loop);
                 for (int x = 0; ok && x < k; x++) ok = in->out[x].buf != b;
                 if (!ok) continue;
                 heir[out] = b;
@@ -57,5 +70,10 @@ void plan_in_place(plan *p, int program) {
             }
         }
     }
-    pr->result.buf = find(heir, pr->result.buf);
+    if (result) result->buf = find(heir, result->buf);
+}
+
+void plan_in_place(plan *p, int program) {
+    plan_program *pr = &p->program[program];
+    in_place(p, &pr->instrs, pr->has_result ? &pr->result : NULL, -1);
 }

@@ -15,25 +15,34 @@ static void touch(plan *p, int id, int at) {
     b->last = at;
 }
 
+/* loop: whose body the list is; -1 a program. Buffers from outside a body live as long as the loop says. */
+static void list_lifetimes(plan *p, const plan_list *list, int loop) {
+    for (int i = 0; i < list->n; i++) {
+        const plan_instr *in = &list->data[i];
+        for (int k = 0; k < in->nin; k++)
+            if (p->bufs.data[in->in[k].buf].loop == loop) touch(p, in->in[k].buf, i);
+        for (int k = 0; k < in->nout; k++)
+            if (p->bufs.data[in->out[k].buf].loop == loop) touch(p, in->out[k].buf, i);
+        if (in->work >= 0) touch(p, in->work, i);
+        if (in->loop) list_lifetimes(p, &in->loop->body, in->work);
+    }
+}
+
 static void lifetimes(plan *p) {
     for (int g = 0; g < PROG_COUNT_OF; g++) {
         plan_program *pr = &p->program[g];
-        for (int i = 0; i < pr->instrs.n; i++) {
-            const plan_instr *in = &pr->instrs.data[i];
-            for (int k = 0; k < in->nin; k++) touch(p, in->in[k].buf, i);
-            for (int k = 0; k < in->nout; k++) touch(p, in->out[k].buf, i);
-            if (in->work >= 0) touch(p, in->work, i);
-        }
+        list_lifetimes(p, &pr->instrs, -1);
         if (pr->has_result) touch(p, pr->result.buf, max64(pr->instrs.n - 1, 0) > 0 ? pr->instrs.n - 1 : 0);
     }
 }
 
-static sp_status place_program(plan *p, int g, int64_t align, int64_t base, int64_t *size, int64_t *bound) {
+/* Places the buffers of one list: of the body whose workspace is `loop`, or (-1) of program g. */
+static sp_status place_list(plan *p, int g, int loop, int64_t align, int64_t base, int64_t *size, int64_t *bound) {
     VEC(place_buf) bufs = {0};
     VEC(int) index = {0};
     for (int b = 0; b < p->bufs.n; b++) {
         const plan_buf *x = &p->bufs.data[b];
-        if (x->section != SEC_WORK || x->program != g || x->first < 0) continue;
+        if (x->section != SEC_WORK || x->program != g || x->first < 0 || x->loop != loop) continue;
         place_buf y = {.size = x->bytes, .first = x->first, .last = x->last, .align = align, .group = -1};
         vec_push(p->a, &bufs, y);
         vec_push(p->a, &index, b);
@@ -51,6 +60,21 @@ static sp_status place_program(plan *p, int g, int64_t align, int64_t base, int6
     return SP_OK;
 }
 
+static sp_status place_program(plan *p, int g, int64_t align, int64_t base, int64_t *size, int64_t *bound) {
+    const plan_list *list = &p->program[g].instrs;
+    for (int i = 0; i < list->n; i++) /* bodies first: their arenas are buffers of the program */
+        if (list->data[i].loop) {
+            int64_t live;
+            TRY(place_list(p, g, list->data[i].work, align, 0, &p->bufs.data[list->data[i].work].bytes, &live));
+        }
+    TRY(place_list(p, g, -1, align, base, size, bound));
+    for (int b = 0; b < p->bufs.n; b++) {
+        plan_buf *x = &p->bufs.data[b];
+        if (x->program == g && x->loop >= 0 && x->first >= 0) x->offset += p->bufs.data[x->loop].offset;
+    }
+    return SP_OK;
+}
+
 /* What is alive at the step program's fullest instruction, by kind; and what the backward reads of the forward. */
 static void peak_parts(plan *p) {
     plan_memory *m = &p->memory;
@@ -61,7 +85,7 @@ static void peak_parts(plan *p) {
         if (pr->instrs.data[i].backward) turn = i;
     for (int b = 0; b < p->bufs.n; b++) {
         const plan_buf *x = &p->bufs.data[b];
-        if (x->section != SEC_WORK || x->program != PROG_STEP || x->first < 0) continue;
+        if (x->section != SEC_WORK || x->program != PROG_STEP || x->first < 0 || x->loop >= 0) continue;
         live[x->first] += round_up(x->bytes, WORK_ALIGN);
         live[x->last + 1] -= round_up(x->bytes, WORK_ALIGN);
         if (x->first < turn && x->last >= turn) m->saved += x->bytes;
@@ -74,7 +98,7 @@ static void peak_parts(plan *p) {
     for (int b = 0; b < p->bufs.n; b++) {
         const plan_buf *x = &p->bufs.data[b];
         if (x->section != SEC_WORK || x->program != PROG_STEP || x->first > m->peak_instr || x->last < m->peak_instr ||
-            x->first < 0)
+            x->first < 0 || x->loop >= 0)
             continue;
         int64_t *part = x->comm                              ? &m->peak_comm
                         : x->first < turn && x->last >= turn ? &m->peak_saved
@@ -130,6 +154,22 @@ static void print_window(const plan_tensor *w, buf *out) {
     }
     if (w->offset) buf_printf(out, "+%lld", (long long)w->offset);
     if (w->rank_step) buf_printf(out, "+%lldr", (long long)w->rank_step);
+    if (w->tile_step) buf_printf(out, "+%lldt", (long long)w->tile_step);
+}
+
+static void print_list(const plan_list *list, int indent, buf *out) {
+    for (int i = 0; i < list->n; i++) {
+        const plan_instr *in = &list->data[i];
+        buf_printf(out, "%*si%d %s%s:", indent, "", i, op_table[in->op].name, in->accumulate ? "+=" : "");
+        for (int k = 0; k < in->nout; k++) print_window(&in->out[k], out);
+        buf_printf(out, " <-");
+        for (int k = 0; k < in->nin; k++) print_window(&in->in[k], out);
+        if (in->work >= 0) buf_printf(out, " work b%d", in->work);
+        if (in->rank_offset) buf_printf(out, " at %lldr", (long long)in->rank_offset);
+        if (in->loop) buf_printf(out, " %lld times", (long long)in->loop->tiles);
+        buf_printf(out, "\n");
+        if (in->loop) print_list(&in->loop->body, indent + 2, out);
+    }
 }
 
 void plan_print(const plan *p, buf *out) {
@@ -148,19 +188,11 @@ void plan_print(const plan *p, buf *out) {
         if (x->offset < 0) continue;
         buf_printf(out, "b%d %s %lld @%lld", b, section[x->section], (long long)x->bytes, (long long)x->offset);
         if (x->section == SEC_WORK) buf_printf(out, " %s[%d,%d]", program[x->program], x->first, x->last);
+        if (x->loop >= 0) buf_printf(out, " in b%d", x->loop);
         buf_printf(out, "\n");
     }
     for (int g = 0; g < PROG_COUNT_OF; g++) {
         buf_printf(out, "program %s\n", program[g]);
-        for (int i = 0; i < p->program[g].instrs.n; i++) {
-            const plan_instr *in = &p->program[g].instrs.data[i];
-            buf_printf(out, "  i%d %s%s:", i, op_table[in->op].name, in->accumulate ? "+=" : "");
-            for (int k = 0; k < in->nout; k++) print_window(&in->out[k], out);
-            buf_printf(out, " <-");
-            for (int k = 0; k < in->nin; k++) print_window(&in->in[k], out);
-            if (in->work >= 0) buf_printf(out, " work b%d", in->work);
-            if (in->rank_offset) buf_printf(out, " at %lldr", (long long)in->rank_offset);
-            buf_printf(out, "\n");
-        }
+        print_list(&p->program[g].instrs, 2, out);
     }
 }

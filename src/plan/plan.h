@@ -28,6 +28,7 @@ typedef struct plan_buf {
     int64_t offset;  /* from the arena's start; after placement */
     int first, last; /* SEC_WORK: instructions of its program, inclusive */
     int program;     /* SEC_WORK: which program */
+    int loop;        /* the workspace of the loop in whose body it lives (first, last: of the body); -1 none */
     bool comm;       /* staging of a collective */
 } plan_buf;
 
@@ -36,9 +37,24 @@ typedef struct plan_tensor {
     tensor t;          /* type, local dimensions and strides; data is NULL in a plan */
     int64_t offset;    /* elements from the buffer's start */
     int64_t rank_step; /* elements more for each coordinate on the mesh axis */
+    int64_t tile_step; /* elements more for each tile; in the body of a loop */
 } plan_tensor;
 
-typedef struct plan_instr {
+typedef struct plan_instr plan_instr;
+
+typedef struct plan_list { /* in order of execution; a VEC */
+    plan_instr *data;
+    int n, cap;
+} plan_list;
+
+/* Run `tiles` times, first tile first. The instruction's `in` and `out` are what the body reads and writes outside; its
+ * workspace is the arena of the body's own buffers. */
+typedef struct plan_loop {
+    int64_t tiles;
+    plan_list body;
+} plan_loop;
+
+struct plan_instr {
     ir_op op;
     const ir_node *node; /* attributes and source; shapes in it are global */
     int nin, nout;
@@ -49,7 +65,8 @@ typedef struct plan_instr {
     axis_layout from, to; /* of a collective: its operand's and its result's layout on the axis */
     int64_t rank_offset;  /* iota: first index; attention: position of query row 0 - per coordinate */
     bool backward;
-} plan_instr;
+    plan_loop *loop; /* OP_loop */
+};
 
 typedef struct plan_param {
     const char *name;
@@ -70,7 +87,7 @@ typedef struct plan_input {
 enum { PROG_COUNT, PROG_STEP, PROG_COUNT_OF };
 
 typedef struct plan_program {
-    VEC(plan_instr) instrs;
+    plan_list instrs;
     plan_tensor result; /* f32 or f64 scalar: `count` or `loss_sum` */
     bool has_result;
     bool partial; /* the result is a partial sum over the mesh */
