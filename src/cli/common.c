@@ -25,6 +25,7 @@ train_setup cli_setup(const cli_options *o, int ranks, int threads) {
                          .exchange = o->exchange,
                          .save_policy = o->save_policy,
                          .tile_policy = o->tile_policy,
+                         .break_rule = o->break_rule,
                          .memory = o->memory,
                          .optimizer = o->command != CLI_CHECK};
 }

@@ -108,6 +108,7 @@ static const struct {
     {"shard.exchange", "auto|a2a|gather|ring|UxR", "auto", AT(exchange), "how queries meet keys across ranks"},
     {"save.policy", "all|pytorch|autosp|layer|budget", "budget", AT(save_policy), "what the backward pass keeps"},
     {"tile.policy", "auto|off", "auto", AT(tile_policy), "loops over the sequence for the loss and the MLP"},
+    {"shard.break", "OP", NULL, AT(break_rule), "break an op's layout rule, to see that check finds it"},
 };
 enum { NSETTINGS = sizeof settings / sizeof *settings };
 
@@ -213,7 +214,8 @@ static sp_status parse_setting(const char *text, cli_options *o) {
     for (int i = 0; i < NSETTINGS; i++) {
         names[i] = settings[i].key;
         if (strcmp(key, names[i]) != 0) continue;
-        bool known = choice_index(settings[i].values, eq + 1) >= 0 && strcmp(eq + 1, "UxR") != 0;
+        bool free = strcmp(settings[i].values, "OP") == 0, wild = strcmp(eq + 1, "UxR") == 0;
+        bool known = free || (!wild && choice_index(settings[i].values, eq + 1) >= 0);
         if (!known && strstr(settings[i].values, "UxR")) known = is_mesh_of_two(eq + 1);
         CHECK(known, "--set %s takes %s, not '%s'", names[i], settings[i].values, eq + 1);
         memcpy((char *)o + settings[i].at, &(const char *){eq + 1}, sizeof(const char *));
@@ -367,6 +369,6 @@ void cli_print_help(cli_command command, FILE *to) {
     fprintf(to, "\nFor --set:\n");
     for (int i = 0; i < NSETTINGS; i++)
         fprintf(to, "  %s=%s\n  %-27s %s (default: %s)\n", settings[i].key, settings[i].values, "", settings[i].help,
-                settings[i].def);
+                settings[i].def ? settings[i].def : "none");
     fprintf(to, "\nBYTES are written 2GiB, 80GB, 512MiB, 1.5e9 or 4096.\n");
 }

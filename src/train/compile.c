@@ -15,6 +15,7 @@ sp_status train_options(const train_model *m, const train_setup *s, pass_options
                           .exchange = s->exchange,
                           .save_policy = s->save_policy,
                           .tile_policy = s->tile_policy,
+                          .break_rule = s->break_rule,
                           .memory = s->memory};
     TRY(fixed_or(m->fixed_seq, s->seq, "seq", "sequence length", &out->seq));
     TRY(fixed_or(m->fixed_batch, s->batch ? s->batch : m->fixed_batch ? 0 : 1, "batch", "batch", &out->batch));

@@ -14,8 +14,9 @@ typedef struct train_setup {
     const char *device; /* "cpu", "ref" */
     int threads;        /* of one rank's kernels */
     const char *exchange, *save_policy, *tile_policy;
-    int64_t memory; /* bytes a rank; 0: no budget */
-    bool optimizer; /* the plan holds AdamW's moments */
+    const char *break_rule; /* tests only: an op whose layout rule is wrong on purpose; NULL */
+    int64_t memory;         /* bytes a rank; 0: no budget */
+    bool optimizer;         /* the plan holds AdamW's moments */
 } train_setup;
 
 typedef struct train_compiled {

@@ -31,6 +31,11 @@ done
 [ $? = 1 ] || complain "a tolerance of 1e-30 is met"
 grep -q "above" "$dir/out" || complain "the table does not mark what is above the tolerance"
 
+# A layout rule that is wrong on purpose is found: the norms' gradients lose the other ranks' rows.
+"$autosp" check "$fixtures/llama.pt2" --seq 64 --ranks 2 --set shard.break=rmsnorm_grad >"$dir/out" 2>"$dir/stderr"
+[ $? = 1 ] || complain "a broken layout rule passes the check"
+grep -q "norm.weight .* above" "$dir/out" || complain "the broken rule is not seen in a norm's gradient"
+
 # plan --json has the fields that benchmarks read; more ranks need less.
 peaks=()
 for ranks in 1 4; do
