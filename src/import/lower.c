@@ -15,6 +15,10 @@
 
 /* docs/ir.md: larger buffers stay parameters without gradient */
 #define MAX_CONST 65536
+/* Sizes of real models have a few terms, and there are some dozens of them. Beyond this a file means harm: expressions
+ * share parts, so a short program can write one that nobody can walk. */
+#define MAX_SIZE_TERMS 4096
+#define MAX_SIZES 16384
 
 /* ---- rows -------------------------------------------------------------------------------------------------- */
 
@@ -286,6 +290,21 @@ static sp_status run_node(lower *L, int i) {
     return L->failed ? SP_FAIL : SP_OK;
 }
 
+/* Refuses size expressions that have grown out of hand; called after each node. */
+static sp_status check_expressions(lower *L) {
+    CHECK(L->g->exprs.n <= MAX_SIZES, "the model has more than %d different sizes", MAX_SIZES);
+    while (L->expr_size.n < L->g->exprs.n) {
+        const dim_expr *e = &L->g->exprs.data[L->expr_size.n];
+        int n = 1;
+        bool leaf = e->kind == DIM_CONST || e->kind == DIM_SYMBOL;
+        if (!leaf && e->a < 0) n += L->expr_size.data[-e->a - 1];
+        if (!leaf && e->b < 0) n += L->expr_size.data[-e->b - 1];
+        CHECK(n <= MAX_SIZE_TERMS, "a size of the model has more than %d terms", MAX_SIZE_TERMS);
+        vec_push(L->a, &L->expr_size, n);
+    }
+    return SP_OK;
+}
+
 static sp_status run_nodes(lower *L) {
     const pt2_graph *pg = L->scope->pg;
     for (int i = 0; i < pg->n_nodes; i++) {
@@ -293,7 +312,7 @@ static sp_status run_nodes(lower *L) {
         int node = L->g->nodes.n, value = L->g->values.n;
         const pt2_node *n = &pg->nodes[i];
         const char *src = pt2_source(L->a, n);
-        if (run_node(L, i) != SP_OK) {
+        if (run_node(L, i) != SP_OK || check_expressions(L) != SP_OK) {
             err_note("%s (node %d%s%s)", strncmp(n->target, "torch.ops.", 10) ? n->target : n->target + 10, i,
                      *src ? ", " : "", src);
             return SP_FAIL;

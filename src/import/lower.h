@@ -67,6 +67,7 @@ struct lower {
     ir_dim batch, seq;    /* dimensions 0 and 1 of input_ids */
     VEC(bool) needs_grad; /* by value: depends on a trainable parameter */
     int stores;           /* next store number */
+    VEC(int) expr_size;   /* by expression of the graph: terms when written out */
     bool shift_seen;      /* a loss whose labels come through a shift */
 };
 

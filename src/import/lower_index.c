@@ -20,9 +20,9 @@ static ir_val take_rows(lower *L, ir_val x, ir_val index) {
     return lo_reshape(L, lo_op2(L, OP_embedding, lo_reshape(L, x, 2, flat), index, NO_ATTRS), n, size);
 }
 
-/* Is no element of V negative? Only what can be told from how it was made. */
-static bool nonnegative(lower *L, ir_val v, int depth) {
-    if (v < 0 || depth > 32) return false;
+/* Is no element of V negative? Only what can be told from how it was made, in BUDGET steps. */
+static bool nonnegative(lower *L, ir_val v, int *budget) {
+    if (v < 0 || --*budget < 0) return false;
     const ir_node *n = ir_def(L->g, v);
     switch (n->op) {
     case OP_iota:
@@ -38,7 +38,7 @@ static bool nonnegative(lower *L, ir_val v, int depth) {
     case OP_input:
         return true; /* token, position and document numbers are not negative */
     case OP_cast:
-        return lo_type(L, n->in[0])->t == DT_BOOL || nonnegative(L, n->in[0], depth + 1);
+        return lo_type(L, n->in[0])->t == DT_BOOL || nonnegative(L, n->in[0], budget);
     case OP_reshape:
     case OP_permute:
     case OP_expand:
@@ -51,12 +51,12 @@ static bool nonnegative(lower *L, ir_val v, int depth) {
     case OP_min:
     case OP_concat:
         for (int i = 0; i < n->nin; i++)
-            if (!nonnegative(L, n->in[i], depth + 1)) return false;
+            if (!nonnegative(L, n->in[i], budget)) return false;
         return true;
     case OP_max:
-        return nonnegative(L, n->in[0], depth + 1) || nonnegative(L, n->in[1], depth + 1);
+        return nonnegative(L, n->in[0], budget) || nonnegative(L, n->in[1], budget);
     case OP_select:
-        return nonnegative(L, n->in[1], depth + 1) && nonnegative(L, n->in[2], depth + 1);
+        return nonnegative(L, n->in[1], budget) && nonnegative(L, n->in[2], budget);
     default:
         return false;
     }
@@ -64,7 +64,8 @@ static bool nonnegative(lower *L, ir_val v, int depth) {
 
 /* Negative indices count from the end. */
 static ir_val wrap_index(lower *L, ir_val index, ir_dim extent) {
-    if (L->failed || nonnegative(L, index, 0)) return index;
+    int budget = 64;
+    if (L->failed || nonnegative(L, index, &budget)) return index;
     ir_val wrapped = lo_binary(L, OP_add, index, lo_size_value(L, DT_I64, extent));
     return lo_select(L, lo_with_number(L, OP_lt, index, 0), wrapped, index);
 }

@@ -118,6 +118,7 @@ static sp_status read_in_spec(const pt2_reader *r, const json_t *o, pt2_in_spec 
         TRY(pt2_get(r, v, "arg", JSON_OBJECT, &arg));
         json_t *t = json_object_get(arg, "as_tensor");
         s->kind = t ? PT2_IN_USER : PT2_IN_SCALAR;
+        s->value = "";
         return t ? pt2_get_str(r, t, "name", &s->value) : SP_OK;
     }
     if ((v = json_object_get(o, "constant_input"))) {

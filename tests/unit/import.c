@@ -405,6 +405,22 @@ static void nonsense_is_refused(void **state) {
     expect_refused(ON_X("aten.to.dtype", "," ARG("dtype", "{'as_scalar_type':6}")), NULL, "float16");
     expect_refused(ON_X("aten.exp.default", ""), "'out':" META("5", SYMBOL("s0")), "declares");
     expect_refused(ON_X("aten.bernoulli.p", "," F("p", "0.5")), NULL, "aten.bernoulli.p (1 time");
+    /* sizes that double their text with every node */
+    buf b = {0};
+    buf_printf(&b, EMBED
+               "," NODE_OUT("aten.sym_size.int", T("self", "x") "," I("dim", "1"), "{'as_sym_int':{'as_name':'s0'}}"));
+    for (int i = 0; i < 40; i++)
+        buf_printf(
+            &b,
+            ",{'target':'%s','inputs':[" ARG("a", "{'as_sym_int':{'as_name':'s%d'}}") "," ARG(
+                "b",
+                "{'as_sym_int':{'as_name':'s%d'}}") "],'outputs':[{'as_sym_int':{'as_name':'s%d'}}],'metadata':{}}",
+            i % 2 ? "torch.sym_max" : "_operator.mul", i, i ? i - 1 : 0, i + 1);
+    buf_printf(&b, "," NODE("aten.view.default",
+                            T("self", "x") "," ARG("size", "{'as_sym_ints':[{'as_name':'s40'},{'as_int':-1}]}"),
+                            "out") "," MEAN);
+    expect_refused(b.data, NULL, "terms");
+    buf_free(&b);
     expect_refused("", NULL, "does not return a tensor");
 }
 
