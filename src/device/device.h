@@ -43,6 +43,9 @@ extern const device device_ref, device_cpu;
 /* "ref", "cpu"; NULL when there is none of that name. */
 const device *device_find(const char *name);
 
+/* dropout.c: the same for every device on the host. c->to is the operand's layout, c->offset the rank's coordinate. */
+sp_status dropout_run(dev_call *c);
+
 /* coll.c: collectives over host memory, for every device that lives there. */
 sp_status coll_run(dev_call *c);
 int64_t coll_workspace(const dev_call *c);

@@ -231,6 +231,16 @@ static sp_status run_list(exec *e, call *calls, int n, int64_t tile) {
     return SP_OK;
 }
 
+void exec_set_rng(exec *e, int64_t seed, int64_t draw, bool off) {
+    for (int i = 0; i < e->p->inputs.n; i++)
+        if (strcmp(e->p->inputs.data[i].name, "rng") == 0) {
+            int64_t *state = at(e, e->p->inputs.data[i].buf);
+            state[0] = seed;
+            state[1] = draw;
+            state[2] = off;
+        }
+}
+
 static sp_status run(exec *e, int program, double *result) {
     const plan_program *pr = &e->p->program[program];
 #ifdef _OPENMP

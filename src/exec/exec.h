@@ -35,6 +35,10 @@ void *exec_moment(exec *e, int i, int which); /* 0: m, 1: v */
  * `pad`. Fails when the plan has no such input. */
 sp_status exec_set_input(exec *e, const char *name, const int64_t *data, int64_t pad) SP_NODISCARD;
 
+/* The state of dropout's generator for the next programs: masks depend on seed and draw (one number per microbatch of
+ * the run). `off` switches dropout off (evaluation). Nothing to do in plans without dropout. */
+void exec_set_rng(exec *e, int64_t seed, int64_t draw, bool off);
+
 /* The label count of the microbatch that is set. Not collective: labels are whole on every rank. */
 sp_status exec_count(exec *e, double *count) SP_NODISCARD;
 /* Forward, backward and accumulation of the microbatch that is set; *loss_sum is this rank's part of the sum of losses

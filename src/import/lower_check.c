@@ -68,12 +68,8 @@ static double number(const pt2_arg *a, double absent) {
     return !a || a->kind == PT2_NONE ? absent : a->kind == PT2_FLOAT ? a->f : (double)a->i;
 }
 
-/* The probability of an active dropout in N, else 0. */
-static double dropout(const pt2_node *n) {
-    if (strstr(n->target, "dropout.default")) {
-        const pt2_arg *train = pt2_find_arg(n, "train");
-        return train && train->kind == PT2_BOOL && !train->i ? 0 : number(pt2_find_arg(n, "p"), 0.5);
-    }
+/* The probability of an active dropout of attention's weights in N, else 0: the one dropout that is not supported. */
+static double attention_dropout(const pt2_node *n) {
     return strstr(n->target, "scaled_dot_product") ? number(pt2_find_arg(n, "dropout_p"), 0) : 0;
 }
 
@@ -84,10 +80,12 @@ static void check_graph(report *r, const pt2_graph *pg) {
         const pt2_node *n = &pg->nodes[i];
         bool inplace;
         if (!live[i]) continue;
-        double p = dropout(n);
+        double p = attention_dropout(n);
         if (p > 0)
             complain(r, n,
-                     arena_printf(r->L->a, "dropout with probability %g, which is active (export with dropout 0)", p));
+                     arena_printf(r->L->a,
+                                  "dropout of attention weights with probability %g (export with attention dropout 0)",
+                                  p));
         if (lo_is_region(n->target)) {
             for (int k = 0; k < n->n_in; k++)
                 if (n->in[k].arg.kind == PT2_GRAPH) check_graph(r, n->in[k].arg.graph);

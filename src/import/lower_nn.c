@@ -66,10 +66,25 @@ static void rms_norm(lower *L, const lo_row *row) {
 
 /* ---- dropout --------------------------------------------------------------------------------------------- */
 
-/* dropout(input, p, train); active dropout was refused before lowering began (lower.c) */
+/* dropout(input, p, train): each active one draws from its own stream of one generator, the input `rng` */
 static void dropout(lower *L, const lo_row *row) {
     (void)row;
-    lo_return(L, 0, lo_tensor(L, "input"));
+    ir_val x = lo_tensor(L, "input");
+    double p = lo_float(L, "p", 0.5);
+    if (!lo_bool(L, "train", true) || p == 0) {
+        lo_return(L, 0, x);
+        return;
+    }
+    ir_val rng = -1;
+    int64_t id = 0;
+    for (int i = 0; i < L->g->nodes.n; i++) {
+        const ir_node *n = &L->g->nodes.data[i];
+        if (n->op == OP_input && strcmp(ir_str(n, "name"), "rng") == 0) rng = n->out[0];
+        id += n->op == OP_dropout;
+    }
+    ir_type state = {.t = DT_I64, .rank = 1, .dim = {3}};
+    if (rng < 0) rng = lo_emit(L, OP_input, NULL, 0, ATTRS(A_S("name", "rng")), &state);
+    lo_return(L, 0, lo_op2(L, OP_dropout, x, rng, ATTRS(A_F("p", p), A_I("id", id))));
 }
 
 /* ---- attention ------------------------------------------------------------------------------------------- */
@@ -193,7 +208,6 @@ const lo_row lower_nn[] = {
     {"aten.rms_norm.default", rms_norm, 0, 0},
     {"aten._fused_rms_norm.default", rms_norm, 0, 0},
     {"aten.dropout.default", dropout, 0, ROW_MAYBE},
-    {"aten.feature_dropout.default", dropout, 0, ROW_MAYBE},
     {"aten.native_dropout.default", dropout, 0, 0},
     {"aten.scaled_dot_product_attention.default", attention, 0, 0},
     {"aten._scaled_dot_product_flash_attention_for_cpu.default", attention, 0, 0},

@@ -47,6 +47,11 @@ static void rule_eltwise(const ir_graph *g, const ir_node *n, ir_rule *r) {
     }
 }
 
+static void rule_dropout(const ir_graph *g, const ir_node *n, ir_rule *r) {
+    (void)g;
+    for (int d = 0; d < IN(0)->rank; d++) r->in[0][d] = r->out[0][d] = (int8_t)new_factor(r, FACTOR_PASS);
+}
+
 static void rule_permute(const ir_graph *g, const ir_node *n, ir_rule *r) {
     const ir_dim *perm;
     int rank = ir_dims(n, "perm", &perm);

@@ -97,6 +97,16 @@ sp_status shape_swiglu_grad(ir_graph *g, const ir_node *n, const ir_type *given,
     return SP_OK;
 }
 
+sp_status shape_dropout(ir_graph *g, const ir_node *n, const ir_type *given, ir_type *out) {
+    (void)given;
+    double p = ir_float(n, "p", -1);
+    CHECK(p >= 0 && p <= 1, "dropout: probability %g", p);
+    CHECK(IN(1)->t == DT_I64 && IN(1)->rank == 1 && IN(1)->dim[0] == 3,
+          "dropout: the generator's state is %s, not i64[3]", TYPE_TEXT(IN(1)));
+    out[0] = *IN(0);
+    return SP_OK;
+}
+
 sp_status shape_permute(ir_graph *g, const ir_node *n, const ir_type *given, ir_type *out) {
     (void)given;
     const ir_dim *perm;

@@ -60,6 +60,8 @@ static const struct {
     {OP_all_to_all, "to", ATTR_INT, 0},
     {OP_accum, "param", ATTR_STR, 0},
     {OP_loop, "tiles", ATTR_INT, 0},
+    {OP_dropout, "p", ATTR_FLOAT, 0},
+    {OP_dropout, "id", ATTR_INT, 0},
 };
 
 sp_status ir_check_attrs(ir_op op, int nin, const ir_attr *attr, int nattr) {

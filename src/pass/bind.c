@@ -170,6 +170,17 @@ sp_status pass_bind(const ir_graph *g, const pass_options *o, ir_graph **out) {
             map[n->out[k]] = first + k;
             h->values.data[first + k].name = g->values.data[n->out[k]].name;
         }
+        if (op == OP_dropout) { /* masks are indexed by the unpadded tensor */
+            ir_dim dims[IR_MAX_RANK];
+            int rank = ir_typeof(g, n->in[0])->rank;
+            for (int d = 0; d < rank; d++) {
+                TRY(dim_eval(g, ir_typeof(g, n->in[0])->dim[d], lookup, &real, &dims[d]));
+                if (mentions_seq(g, n->in[0], d)) ir_set_attr(h, made, A_I("seq", d));
+            }
+            ir_set_attr(h, made, A_D("dims", rank, dims));
+            ir_set_attr(h, made, A_I("padded", padded.seq));
+            ir_set_attr(h, made, A_I("valid", real.seq));
+        }
         if (pads && op == OP_attention && mentions_seq(g, n->in[1], 1)) ir_set_attr(h, made, A_I("kv_valid", o->seq));
     }
     for (int i = 0; i < g->outputs.n; i++) ir_set_output(h, g->outputs.data[i].name, map[g->outputs.data[i].value]);

@@ -114,6 +114,11 @@ GRAD(gather) {
     return SP_OK;
 }
 
+GRAD(dropout) { /* the same mask again */
+    UNUSED;
+    return ir_emit(g, OP_dropout, (ir_val[]){DY, Y}, 2, n->attr, n->nattr, NULL, NULL, &din[0]);
+}
+
 GRAD(cast) {
     UNUSED;
     din[0] = ir_cast(g, DY, TYPE(X)->t);

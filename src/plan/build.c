@@ -266,6 +266,7 @@ static bool takes(const ir_node *n, int i, const tensor *t) {
     case OP_sum:
     case OP_rmax:
     case OP_accum:
+    case OP_dropout:
     case OP_take:
         return true;
     case OP_xent_grad:
@@ -447,6 +448,10 @@ static sp_status lower_node(builder *b, const ir_node *n, const int *user, bool 
         i->out = ARENA_ARRAY(p->a, plan_tensor, 1);
         i->out[0] = grad_window(b, n, NULL, 0);
         i->accumulate = true;
+    }
+    if (n->op == OP_dropout) { /* random numbers belong to elements of the whole tensor */
+        for (int a = 0; a < b->g->mesh.naxes; a++) i->to = ir_layoutof(b->g, n->out[0])->axis[a];
+        i->rank_offset = 1;
     }
     if (n->op == OP_iota || n->op == OP_attention || n->op == OP_attention_grad) {
         ir_val v = n->op == OP_iota ? n->out[0] : n->in[0];

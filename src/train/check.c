@@ -46,6 +46,7 @@ static sp_status step(exec *e, comm *c, const check_job *j) {
     TRY(exec_count(e, &count));
     CHECK(count > 0, "no valid label was drawn; give a longer --seq");
     exec_zero_grads(e);
+    exec_set_rng(e, 0, 0, false); /* dropout's masks do not depend on ranks */
     TRY(exec_step(e, 1 / count, &sum));
     TRY(exec_reduce_sum(e, &sum));
     TRY(exec_reduce_grads(e));

@@ -147,6 +147,7 @@ static sp_status compute(runner *r, int64_t step, double *loss) {
             TRY(train_data_fill(r->job->data, step, a, &r->batch));
             TRY(train_set_batch(r->e, &r->batch));
         }
+        exec_set_rng(r->e, r->job->run.seed, step * r->job->accum + a, false);
         TRY(exec_step(r->e, 1 / count, &part));
         sum += part;
     }
@@ -176,6 +177,7 @@ static sp_status evaluate(runner *r, double *loss) {
         TRY(train_set_batch(r->e, &r->batch));
         TRY(exec_count(r->e, &n));
         if (n == 0) continue; /* the same on every rank */
+        exec_set_rng(r->e, 0, 0, true);
         TRY(exec_step(r->e, 1, &part));
         count += n;
         sum += part;

@@ -127,7 +127,7 @@ static void bad_models_are_named(void **state) {
     static const struct {
         const char *name, *says[3];
     } cases[] = {
-        {"dropout", {"dropout with probability 0.1", "make_bad.py:", ""}},
+        {"dropout", {"dropout of attention weights with probability 0.1", "make_bad.py:", ""}},
         {"unsupported-ops", {"aten.fft_rfft.default", "aten.linalg_qr.default", "aten.special_bessel_j0.default"}},
         {"experts", {"aten.topk.default", "1 time", ""}},
         {"cond", {"higher_order.cond", "", ""}},

@@ -92,6 +92,7 @@ static sp_status rank_body(comm *c, void *arg) {
         double sum;
         TRY(exec_set_input(e, "input_ids", ids + m * B * S, 0));
         TRY(exec_set_input(e, "labels", labels + m * B * S, p->ignore));
+        exec_set_rng(e, 99, m, false);
         TRY(exec_step(e, 1 / count, &sum));
         loss += sum;
     }

@@ -26,6 +26,7 @@ void ref_walk_next(ref_walk *w) {
 #define ref_constant NULL
 #define ref_fill NULL
 #define ref_loop NULL
+#define ref_dropout dropout_run
 #define ref_all_reduce coll_run
 #define ref_all_gather coll_run
 #define ref_reduce_scatter coll_run

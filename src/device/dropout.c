@@ -1,0 +1,50 @@
+/* dropout.c - the kernel of dropout, for every device on the host: y = x * keep / (1 - p).
+ *
+ * The random number of an element is keyed on its index in the whole, unpadded tensor, so the mask is the same however
+ * the sequence is cut or padded. bind writes those extents (`dims`), and of the dimension that holds the sequence how
+ * long a row is with and without padding.
+ */
+#include "device/philox.h"
+#include "device/ref/ref.h"
+
+sp_status dropout_run(dev_call *c) {
+    const tensor *x = &c->in[0], *y = &c->out[0];
+    const int64_t *rng = c->in[1].data; /* seed, draw, off */
+    const ir_node *n = c->node;
+    double p = ir_float(n, "p", 0), keep = p < 1 ? 1 / (1 - p) : 0;
+    uint32_t id = (uint32_t)ir_int(n, "id", 0);
+    const ir_dim *dims;
+    int rank = ir_dims(n, "dims", &dims), last = y->rank - 1;
+    int64_t seq = ir_int(n, "seq", -1), padded = ir_int(n, "padded", 1), valid = ir_int(n, "valid", 1);
+    bool off = rng[2] != 0 || p == 0;
+    ASSERT(rank == y->rank);
+    int64_t rows = 1, len = y->rank ? y->dim[last] : 1;
+    for (int d = 0; d < last; d++) rows *= y->dim[d];
+#pragma omp parallel for schedule(static) if (rows * len > 4096)
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t rest = r, index[TENSOR_MAX_RANK] = {0}, xa = 0, ya = 0;
+        for (int d = last - 1; d >= 0; d--) {
+            index[d] = rest % y->dim[d];
+            rest /= y->dim[d];
+            xa += index[d] * x->stride[d];
+            ya += index[d] * y->stride[d];
+        }
+        for (int64_t i = 0; i < len; i++) {
+            uint64_t at = 0;
+            if (last >= 0) index[last] = i;
+            for (int d = 0; d <= last; d++) { /* local index to index in the whole tensor, padding left out */
+                int64_t g = index[d];
+                if (c->to.kind == LAYOUT_SHARD && c->to.dim == d) {
+                    int64_t inner = y->dim[d] / c->to.outer;
+                    g = (g / inner * comm_size(c->comm) + c->offset) * inner + g % inner;
+                }
+                if (d == seq) g = g / padded * valid + g % padded;
+                at = at * (uint64_t)dims[d] + (uint64_t)g;
+            }
+            double v = ref_get(x, xa + (last >= 0 ? i * x->stride[last] : 0));
+            bool kept = off || philox_uniform((uint64_t)rng[0], (uint64_t)rng[1], id, at) >= (float)p;
+            ref_set(y, ya + (last >= 0 ? i * y->stride[last] : 0), kept ? (off ? v : v * keep) : 0);
+        }
+    }
+    return SP_OK;
+}

@@ -1,0 +1,37 @@
+/* philox.h - Philox4x32-10, a counter-based generator: random bits as a pure function of (key, counter).
+ *
+ * J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC'11), section 3.3,
+ * constants from table 2. What an element of a dropout mask is depends on seed, step, node and its index in the whole
+ * tensor only: on any number of ranks, and when it is computed a second time, it is the same.
+ */
+#ifndef AUTOSP_DEVICE_PHILOX_H
+#define AUTOSP_DEVICE_PHILOX_H
+
+#include <stdint.h>
+
+static inline void philox4x32(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]) {
+    uint32_t k0 = key[0], k1 = key[1], c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
+    for (int round = 0; round < 10; round++) {
+        uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
+        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
+        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+        c1 = (uint32_t)p1;
+        c3 = (uint32_t)p0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
+}
+
+/* A number in [0, 1) with 24 bits for element `index` of draw (seed, draw, node). */
+static inline float philox_uniform(uint64_t seed, uint64_t draw, uint32_t node, uint64_t index) {
+    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32) ^ node}, out[4];
+    uint64_t block = index >> 2;
+    /* 96 bits of counter for (draw, block): draws below 2^48, blocks below 2^48 */
+    uint32_t counter[4] = {(uint32_t)block, (uint32_t)(block >> 32 & 0xffff) | (uint32_t)(draw >> 32 & 0xffff) << 16,
+                           (uint32_t)draw, node};
+    philox4x32(key, counter, out);
+    return (float)(out[index & 3] >> 8) * 0x1p-24f;
+}
+
+#endif
