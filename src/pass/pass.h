@@ -7,18 +7,22 @@
 #define AUTOSP_PASS_H
 
 #include "ir/ir.h"
+#include "pass/save.h"
 
 /* ---- options: what the user asked for, for all passes ------------------------------------------ */
 
 typedef struct pass_options {
-    int64_t batch, seq;      /* B of one microbatch over all dp ranks; the user's S */
-    int ranks;               /* of the sequence axis; 1: not sharded */
-    dtype compute;           /* DT_F32, DT_F64 or DT_BF16 */
-    const char *exchange;    /* "auto", "a2a", "gather" (ring comes later) */
-    const char *save_policy; /* "all" ... */
-    const char *tile_policy; /* "auto", "off" */
-    int64_t memory;          /* bytes a rank, 0: no budget */
-    const char *break_rule;  /* test only: name of an op whose layout rule is deliberately broken */
+    int64_t batch, seq;          /* B of one microbatch over all dp ranks; the user's S */
+    int ranks;                   /* of the sequence axis; 1: not sharded */
+    dtype compute;               /* DT_F32, DT_F64 or DT_BF16 */
+    const char *exchange;        /* "auto", "a2a", "gather" (ring comes later) */
+    const char *save_policy;     /* save.h; NULL: "budget" */
+    const char *tile_policy;     /* "auto", "off" */
+    int64_t memory;              /* bytes a rank, 0: no budget */
+    const cost_machine *machine; /* prices operators; NULL: "cpu" */
+    const plan_options *lower;   /* how plans are lowered, for what they really take; NULL: only estimates */
+    save_report *save;           /* filled by the pass `save` when not NULL */
+    const char *break_rule;      /* test only: name of an op whose layout rule is deliberately broken */
 } pass_options;
 
 /* bind.c: symbols become numbers; S is padded to a multiple of the ranks, keys past S are masked. */

@@ -9,6 +9,16 @@
         if (after) after(ctx, name, g);                                                                                \
     } while (0)
 
+/* The pass `save` with the pipeline's options. */
+static sp_status save(const ir_graph *g, const pass_options *o, ir_graph **out) {
+    cost_machine cpu;
+    save_report unused;
+    TRY(cost_machine_parse(g->a, "cpu", &cpu));
+    save_options so = {
+        .policy = o->save_policy, .memory = o->memory, .machine = o->machine ? o->machine : &cpu, .lower = o->lower};
+    return pass_save(g, &so, o->save ? o->save : &unused, out);
+}
+
 sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_after *after, void *ctx,
                         ir_graph **joint) {
     ir_graph *g;
@@ -21,8 +31,10 @@ sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_af
     RUN("shard", pass_shard(g, o, &g));    /* layouts and collectives */
     RUN("diff", pass_diff(g, &g));         /* the joint graph */
     RUN("schedule", pass_schedule(g, &g)); /* an order with a lower peak */
+    RUN("save", save(g, o, &g));           /* what the backward needs: kept or computed again */
     *joint = g;
     return SP_OK;
 }
 
-const char *const pass_names[] = {"import", "simplify", "bind", "fold", "cast", "shard", "diff", "schedule", NULL};
+const char *const pass_names[] = {"import", "simplify", "bind",     "fold", "cast",
+                                  "shard",  "diff",     "schedule", "save", NULL};

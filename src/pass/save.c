@@ -140,12 +140,11 @@ static sp_status too_small(search *s, int64_t least) {
         }
         sum += s->r->segment[k].kept;
     }
-    FAIL(
-        "memory: a budget of %s is too small; the least feasible one is %s (%lld bytes). At that peak segment %d of %d "
-        "(%s) has %s alive beside %s kept by the segments before it; use a shorter --seq, more --ranks or a larger "
-        "--memory",
-        human_bytes(s->o->memory, have), human_bytes(least, want), (long long)least, at + 1, s->m->nseg,
-        s->r->segment[at].name, human_bytes(s->r->segment[at].window, window), human_bytes(before, kept));
+    FAIL("--memory %s is too small: the least feasible budget is %s (%lld bytes); at that peak, segment %d of %d (%s) "
+         "has "
+         "%s alive beside %s that the segments before it keep; use a shorter --seq, more --ranks or a larger --memory",
+         human_bytes(s->o->memory, have), human_bytes(least, want), (long long)least, at + 1, s->m->nseg,
+         s->r->segment[at].name, human_bytes(s->r->segment[at].window, window), human_bytes(before, kept));
 }
 
 /* The fastest point that fits: guess by the estimate and the last candidate's correction, then close in. */
@@ -199,12 +198,13 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
 
 /* ---- entry ------------------------------------------------------------------------------------- */
 
-static sp_status fixed_policy(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
+static sp_status fixed_policy(const save_model *m, save_report *r, ir_graph **out) {
     const remat_plan **chosen = ARENA_ARRAY(m->a, const remat_plan *, m->nseg);
+    bool all = strcmp(r->policy, "all") == 0 || strcmp(r->policy, "budget") == 0; /* no budget: nothing runs again */
     for (int k = 0; k < m->nseg; k++) {
         remat_plan *p = ARENA_NEW(m->a, remat_plan);
         const remat_seg *s = &m->seg[k].s;
-        if (strcmp(r->policy, "all") == 0) {
+        if (all) {
             *p = keep_all(m->a, s);
         } else if (strcmp(r->policy, "layer") == 0) {
             TRY_NOTE(keep_boundary(m->a, s, p), "save: segment %d of %d", k + 1, m->nseg);
@@ -216,12 +216,12 @@ static sp_status fixed_policy(const save_model *m, const save_options *o, save_r
         chosen[k] = p;
     }
     report_plans(m, chosen, r);
-    if (strcmp(r->policy, "all") == 0) {
+    if (all) {
         *out = (ir_graph *)m->g; /* nothing runs again */
     } else {
         TRY(save_emit(m, m->g->a, chosen, out));
     }
-    return o->lower ? lowered(o, *out, r, &r->arena) : SP_OK;
+    return SP_OK;
 }
 
 sp_status pass_save(const ir_graph *joint, const save_options *o, save_report *r, ir_graph **out) {
@@ -233,8 +233,9 @@ sp_status pass_save(const ir_graph *joint, const save_options *o, save_report *r
     bool rule = strcmp(r->policy, "pytorch") == 0 || strcmp(r->policy, "autosp") == 0;
     arena *a = arena_new();
     save_model m;
-    sp_status ok = save_model_build(a, joint, o, rule, &m);
-    if (ok == SP_OK) ok = strcmp(r->policy, "budget") == 0 ? budget_policy(&m, o, r, out) : fixed_policy(&m, o, r, out);
+    bool front = strcmp(r->policy, "budget") == 0 && o->memory > 0;
+    sp_status ok = save_model_build(a, joint, o, rule, front, &m);
+    if (ok == SP_OK) ok = front ? budget_policy(&m, o, r, out) : fixed_policy(&m, r, out);
     arena_free(a);
     return ok;
 }

@@ -38,7 +38,7 @@ typedef struct save_report {
     save_segment *segment;     /* in forward order; in the graph's arena */
     int64_t kept;              /* bytes kept from forward to backward, sum over segments */
     int64_t estimate;          /* peak of the model: segments only, without what is resident */
-    int64_t arena;             /* bytes of a rank under this plan, everything included; 0 when not lowered */
+    int64_t arena;             /* bytes of a rank under this plan, everything included; 0 without a budget */
     int64_t least;             /* least feasible budget, when the given one was refused */
     int rounds;                /* candidates lowered */
     double forward, backward;  /* seconds of one step without recomputation */

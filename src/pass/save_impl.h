@@ -34,8 +34,9 @@ typedef struct save_model {
 } save_model;
 
 /* Cuts the forward where exactly one activation is alive, joins what repeats into layers, and describes each segment;
- * one: the whole graph as a single segment, for policies that do not know layers. */
-sp_status save_model_build(arena *a, const ir_graph *g, const save_options *o, bool one, save_model *m) SP_NODISCARD;
+ * one: the whole graph as a single segment, for policies that do not know layers; exact: windows count workspaces. */
+sp_status save_model_build(arena *a, const ir_graph *g, const save_options *o, bool one, bool exact,
+                           save_model *m) SP_NODISCARD;
 
 /* The saved sets of PyTorch's default partitioner and of AutoSP's rule on a model of one segment. */
 sp_status save_rule_plan(const save_model *m, bool autosp, remat_plan *p) SP_NODISCARD;

@@ -339,12 +339,12 @@ static sp_status workspaces(save_model *m, const plan_options *lower) {
     return SP_OK;
 }
 
-sp_status save_model_build(arena *a, const ir_graph *g, const save_options *o, bool one, save_model *m) {
+sp_status save_model_build(arena *a, const ir_graph *g, const save_options *o, bool one, bool exact, save_model *m) {
     *m = (save_model){.g = g, .a = a};
     m->kind = ARENA_ARRAY(a, uint8_t, g->values.n);
     m->root = ARENA_ARRAY(a, ir_val, g->values.n);
     m->home = ARENA_ARRAY(a, int, g->nodes.n);
-    TRY(workspaces(m, o->lower));
+    TRY(workspaces(m, exact ? o->lower : NULL));
     classify(m);
     ints ends = {0};
     if (!one) {

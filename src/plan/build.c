@@ -58,7 +58,7 @@ static plan_instr *add_instr(builder *b, ir_op op, const ir_node *n, int nin, in
     plan_instr i = {.op = op, .node = n, .nin = nin, .nout = nout, .work = -1, .axis = -1};
     i.in = ARENA_ARRAY(b->p->a, plan_tensor, nin);
     i.out = ARENA_ARRAY(b->p->a, plan_tensor, nout);
-    i.backward = n && n->tag == 1;
+    i.backward = n && n->tag >= 1;
     vec_push(b->p->a, b->code, i);
     return &b->code->data[b->code->n - 1];
 }

@@ -48,7 +48,9 @@ static sp_status compile(const train_model *m, const train_setup *s, train_compi
     exec_options eo = {.dev = c->dev, .threads = s->threads};
     plan_options po = {.optimizer = s->optimizer, .workspace = exec_workspace, .ctx = &eo};
     TRY(train_options(m, s, &c->options));
-    TRY(pass_pipeline(&forward, &c->options, NULL, NULL, &joint));
+    pass_options passes = c->options;
+    passes.lower = &po; /* what a plan really takes depends on the device */
+    TRY(pass_pipeline(&forward, &passes, NULL, NULL, &joint));
     TRY(plan_build(joint, &po, &c->plan));
     return check_budget(c->plan, s->memory);
 }

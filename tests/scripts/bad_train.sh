@@ -44,8 +44,8 @@ refused "dp=2" plan "$model" --seq 16 --mesh dp=2,seq=2
 refused "no pass 'shrad'; did you mean shard?" dump "$model" --seq 16 --after shrad
 
 # ---- budgets
-refused "--memory allows 100.00 KiB" train "$model" --data "$text" --seq 64 --memory 100KiB
-refused "--memory allows 100.00 KiB" plan "$model" --seq 64 --memory 100KiB
+refused "is too small: the least feasible budget" train "$model" --data "$text" --seq 64 --memory 100KiB
+refused "is too small: the least feasible budget" plan "$model" --seq 64 --memory 100KiB
 refused "no sequence length fits" plan "$model" --seq max --memory 100KiB
 refused "--seq max needs --memory" plan "$model" --seq max
 

@@ -220,7 +220,7 @@ static void gradients_are_equal_bit_by_bit(void **state) {
             assert_true(j.loss == plain.loss);
             if (memcmp(j.grads, plain.grads, sizeof *j.grads * (size_t)j.numel) != 0)
                 fail_msg("%s on %d ranks: gradients differ", policies[i], ranks);
-            assert_int_equal(j.arena, j.report.arena);
+            if (j.o.memory) assert_int_equal(j.arena, j.report.arena);
             if (j.o.memory) assert_true(j.arena <= j.o.memory);
             if (i == 1) least = j.arena;
             if (i == 1) assert_true(j.arena < plain.arena);
@@ -277,7 +277,7 @@ static void budgets_are_monotone(void **state) {
     plan_options po = {.workspace = exec_workspace, .ctx = &eo};
     save_options o = {.policy = "layer", .machine = &m, .lower = &po};
     assert_int_equal(pass_save(g, &o, &r, &out), SP_OK);
-    lean = r.arena;
+    assert_int_equal(arena_of(&eo, out, &lean), SP_OK);
     assert_true(lean < all / 2);
     o.policy = "budget";
     double before = INFINITY;
@@ -298,7 +298,7 @@ static void budgets_are_monotone(void **state) {
     assert_true(before == 0);
     o.memory = lean / 2;
     assert_int_equal(pass_save(g, &o, &r, &out), SP_FAIL);
-    assert_non_null(strstr(err_text(), "least feasible"));
+    assert_non_null(strstr(err_text(), "the least feasible budget is"));
     assert_true(r.least > 0 && r.least <= lean);
     int64_t least = r.least;
     o.memory = least; /* and what it names is feasible */
@@ -324,7 +324,7 @@ static void kept_by(const char *policy, int64_t seq, buf *text) {
     save_options o = {.machine = &mach};
     save_model m;
     remat_plan p;
-    assert_int_equal(save_model_build(a, g, &o, true, &m), SP_OK);
+    assert_int_equal(save_model_build(a, g, &o, true, false, &m), SP_OK);
     assert_int_equal(save_rule_plan(&m, strcmp(policy, "autosp") == 0, &p), SP_OK);
     assert_true(remat_complete(&m.seg[0].s, &p, NULL));
     int adds = 0;
