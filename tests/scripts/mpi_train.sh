@@ -43,4 +43,29 @@ mpi 2 train "$model" --data "$dir/none.txt" --seq 64 >"$dir/out" 2>"$dir/stderr"
 grep -q "none.txt" "$dir/stderr" || complain "the missing file is not named"
 mpi 2 train "$model" --data "$text" --seq 64 --ranks 3 >"$dir/out" 2>"$dir/stderr" && complain "--ranks 3 of 2 is accepted"
 grep -q "leave --ranks out" "$dir/stderr" || complain "--ranks 3 of 2 processes is not explained"
+
+# A rank that is killed ends the job: not with 0, not with a hang, and what was saved stays whole.
+# shellcheck disable=SC2086
+mpi 2 train "$model" --data "$text" ${options/--steps 4/--steps 1000000} --out "$dir/killed" --keep 2 \
+    --metrics "$dir/killed.jsonl" >"$dir/out" 2>"$dir/stderr" &
+job=$!
+for _ in $(seq 300); do
+    [ "$(wc -l 2>/dev/null <"$dir/killed.jsonl")" -ge 4 ] 2>/dev/null && break
+    sleep 0.1
+done
+rank=
+for process in /proc/[0-9]*; do # a process that runs autosp with this test's folder
+    [ "$(readlink "$process/exe" 2>/dev/null)" = "$(readlink -f "$autosp")" ] || continue
+    grep -qF "$dir/killed" "$process/cmdline" 2>/dev/null && rank=${process#/proc/}
+done
+if [ -n "$rank" ]; then kill -KILL "$rank"; else complain "no rank is found"; fi
+wait $job && complain "a job whose rank was killed ends with 0"
+for folder in "$dir"/killed/checkpoint-*; do
+    case $folder in *.tmp) continue ;; esac
+    [ -s "$folder/autosp/state.json" ] || complain "half a checkpoint: $folder"
+done
+# shellcheck disable=SC2086
+"$autosp" train "$model" --data "$text" ${options/--steps 4/--steps 1} --ranks 2 --out "$dir/killed" --resume 2>"$dir/stderr" ||
+    complain "no resume after a killed rank: exit $?"
+grep -q "going on from $dir/killed/checkpoint-" "$dir/stderr" || complain "the resume finds no checkpoint"
 exit $failed
