@@ -725,7 +725,7 @@ static ex resolve(elem_ctx *c, ir_val v, const ex *idx) {
     case OP_pad: {
         lin here = lin_add(ex_lin(c, idx[dim]), lin_const(ir_int(&n, "lo", 0)), -1);
         lin last = lin_add(lin_add(size_lin(c, rw_type(r, n.in[0])->dim[dim]), here, -1), lin_const(1), -1);
-        if (here.n < 0 || last.n < 0) return -1;
+        if (here.n < 0 || last.n < 0 || ir_int(&n, "step", 1) != 1) return -1;
         in[dim] = ex_of_lin(c, here);
         const ir_attr *val = ir_find_attr(&n, "value");
         ex pad = ex_num(c, t.t, val ? ir_float(&n, "value", 0) : 0), e = elem_of(c, n.in[0], in);

@@ -112,6 +112,10 @@ bool rw_eval(ir_op op, dtype in, dtype t, const double *x, double *y) {
 bool rw_fold(rw *r, const ir_node *n, ir_val *out) {
     const ir_type *t = n->nout ? rw_type(r, n->out[0]) : NULL;
     double c, x[3];
+    if (n->op == OP_fill && t->rank > 0) { /* one form: an expanded scalar */
+        out[0] = rw_splat(r, t, ir_float(n, "value", 0));
+        return true;
+    }
     if (n->op == OP_const && rw_const(r, n->out[0], &c)) {
         out[0] = rw_splat(r, t, c);
         return true;
@@ -318,7 +322,7 @@ bool rw_algebra(rw *r, const ir_node *n, ir_val *out) {
         if (n->nin != 1) return false;
         return out[0] = n->in[0], true;
     case OP_pad:
-        if (ir_int(n, "lo", 0) || ir_int(n, "hi", 0)) return false;
+        if (ir_int(n, "lo", 0) || ir_int(n, "hi", 0) || ir_int(n, "step", 1) != 1) return false;
         return out[0] = n->in[0], true;
     case OP_sum:
     case OP_rmax: { /* over dimensions of extent 1 */

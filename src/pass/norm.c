@@ -11,44 +11,9 @@
 
 #include <math.h>
 
-/* v, an expanded per-row number (B.., 1 -> B.., D): the number with the last dimension 1 or gone; else -1 */
-static ir_val per_row(const rw *r, ir_val v) {
-    bool dropped = false;
-    for (;;) {
-        const ir_node *n = rw_def(r, v);
-        const ir_type *t = rw_type(r, v);
-        if (n->op == OP_expand) {
-            const ir_type *s = rw_type(r, n->in[0]);
-            for (int d = 0; d < t->rank - 1; d++)
-                if (s->dim[d] != t->dim[d]) return -1;
-            if (t->rank && s->dim[t->rank - 1] != 1) return -1;
-            dropped = true;
-        } else if (n->op != OP_reshape) {
-            return dropped ? v : -1;
-        }
-        v = n->in[0];
-    }
-}
-
-/* Through reshapes that only add or remove a last dimension of 1. */
-static ir_val unpadded(const rw *r, ir_val v) {
-    while (rw_is(r, v, OP_reshape)) {
-        const ir_type *t = rw_type(r, v), *s = rw_type(r, rw_def(r, v)->in[0]);
-        int n = t->rank < s->rank ? t->rank : s->rank;
-        for (int d = 0; d < n; d++)
-            if (t->dim[d] != s->dim[d]) return v;
-        for (int d = n; d < t->rank; d++)
-            if (t->dim[d] != 1) return v;
-        for (int d = n; d < s->rank; d++)
-            if (s->dim[d] != 1) return v;
-        v = rw_def(r, v)->in[0];
-    }
-    return v;
-}
-
 /* Is v the mean over the last dimension of something of x's shape? That something in *y. */
 static bool row_mean(const rw *r, ir_val v, const ir_type *x, ir_val *y) {
-    const ir_node *n = rw_def(r, v = unpadded(r, v));
+    const ir_node *n = rw_def(r, v = rw_unpadded(r, v));
     double c;
     int64_t size;
     if (x->rank == 0 || !dim_value(r->g, x->dim[x->rank - 1], &size) || size < 1) return false;
@@ -56,7 +21,7 @@ static bool row_mean(const rw *r, ir_val v, const ir_type *x, ir_val *y) {
         c = 1 / c;
     else if (n->op != OP_mul || !rw_const(r, n->in[1], &c))
         return false;
-    const ir_node *s = rw_def(r, unpadded(r, n->in[0]));
+    const ir_node *s = rw_def(r, rw_unpadded(r, n->in[0]));
     const ir_dim *dims;
     if (s->op != OP_sum || ir_dims(s, "dims", &dims) != 1) return false;
     *y = s->in[0];
@@ -82,7 +47,7 @@ static bool is_square(const rw *r, ir_val y, ir_val x) {
 static bool mean_square(const rw *r, ir_val v, ir_val x, double *eps) {
     ir_val m = v, y;
     *eps = 0;
-    v = unpadded(r, v);
+    v = rw_unpadded(r, v);
     if (!rw_with_const(r, v, OP_add, &m, eps)) m = v;
     return row_mean(r, m, rw_type(r, x), &y) && is_square(r, y, x);
 }
@@ -96,7 +61,7 @@ static ir_val ones(rw *r, ir_val x, double v) {
 static bool centred(const rw *r, ir_val v, ir_val *x) {
     const ir_node *n = rw_def(r, v);
     ir_val m, y;
-    if (n->op != OP_sub || (m = per_row(r, n->in[1])) < 0) return false;
+    if (n->op != OP_sub || (m = rw_per_row(r, n->in[1])) < 0) return false;
     *x = n->in[0];
     return row_mean(r, m, rw_type(r, *x), &y) && y == *x;
 }
@@ -173,14 +138,14 @@ bool rw_norm(rw *r, const ir_node *n, ir_val *out) {
     double eps;
     if (n->op == OP_cast) return narrow(r, n, out);
     if (n->op == OP_div) { /* x / sqrt(mean(x * x) + eps) */
-        ir_val s = per_row(r, n->in[1]);
-        if (s < 0 || !rw_is(r, s = unpadded(r, s), OP_sqrt)) return false;
+        ir_val s = rw_per_row(r, n->in[1]);
+        if (s < 0 || !rw_is(r, s = rw_unpadded(r, s), OP_sqrt)) return false;
         return mean_square(r, rw_def(r, s)->in[0], n->in[0], &eps) && normalise(r, n->in[0], eps, out);
     }
     if (n->op != OP_mul && n->op != OP_add) return false;
     for (int i = 0; i < 2 && n->op == OP_mul; i++) {
-        ir_val s = per_row(r, n->in[i]);
-        if (s < 0 || !rw_is(r, s = unpadded(r, s), OP_rsqrt)) continue;
+        ir_val s = rw_per_row(r, n->in[i]);
+        if (s < 0 || !rw_is(r, s = rw_unpadded(r, s), OP_rsqrt)) continue;
         if (mean_square(r, rw_def(r, s)->in[0], n->in[1 - i], &eps)) return normalise(r, n->in[1 - i], eps, out);
     }
     return scale_or_shift(r, n, out);

@@ -12,7 +12,7 @@ enum { MAX_DEPTH = 100 };
 
 /* Earlier rules see the node first: cheap clean-up before patterns. */
 static rw_rule *const rules[] = {rw_fold, rw_algebra, rw_views,     rw_sink, rw_activation,
-                                 rw_norm, rw_rotary,  rw_attention, rw_mask};
+                                 rw_norm, rw_rotary,  rw_attention, rw_mask, rw_loss};
 
 /* ---- CSE ---- */
 
@@ -362,6 +362,39 @@ ir_val rw_row_vector(rw *r, ir_val v) {
     ir_val out = view_build(r, &vec);
     ASSERT(rw_type(r, out)->rank == 1 && rw_type(r, out)->dim[0] == n);
     return out;
+}
+
+ir_val rw_per_row(const rw *r, ir_val v) {
+    bool dropped = false;
+    for (;;) {
+        const ir_node *n = rw_def(r, v);
+        const ir_type *t = rw_type(r, v);
+        if (n->op == OP_expand) {
+            const ir_type *s = rw_type(r, n->in[0]);
+            for (int d = 0; d < t->rank - 1; d++)
+                if (s->dim[d] != t->dim[d]) return -1;
+            if (t->rank && s->dim[t->rank - 1] != 1) return -1;
+            dropped = true;
+        } else if (n->op != OP_reshape) {
+            return dropped ? v : -1;
+        }
+        v = n->in[0];
+    }
+}
+
+ir_val rw_unpadded(const rw *r, ir_val v) {
+    while (rw_is(r, v, OP_reshape)) {
+        const ir_type *t = rw_type(r, v), *s = rw_type(r, rw_def(r, v)->in[0]);
+        int n = t->rank < s->rank ? t->rank : s->rank;
+        for (int d = 0; d < n; d++)
+            if (t->dim[d] != s->dim[d]) return v;
+        for (int d = n; d < t->rank; d++)
+            if (t->dim[d] != 1) return v;
+        for (int d = n; d < s->rank; d++)
+            if (s->dim[d] != 1) return v;
+        v = rw_def(r, v)->in[0];
+    }
+    return v;
 }
 
 /* ---- sweeps ---- */

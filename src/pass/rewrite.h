@@ -67,8 +67,14 @@ bool rw_with_const(const rw *r, ir_val v, ir_op op, ir_val *x, double *c);
 ir_val rw_slice_of(const rw *r, ir_val v, int dim, ir_dim *start, ir_dim *stop);
 /* v is a vector over `dim` of `like` repeated over all other dimensions; the vector (rank 1) or -1. */
 ir_val rw_row_vector(rw *r, ir_val v);
+/* v, a number per row repeated over the last dimension: those numbers, with the last dimension 1 or gone; else -1 */
+ir_val rw_per_row(const rw *r, ir_val v);
+/* v through reshapes that only add or remove last dimensions of 1 */
+ir_val rw_unpadded(const rw *r, ir_val v);
 /* x through casts between float types */
 ir_val rw_uncast(const rw *r, ir_val v);
+/* v = x[start : stop] along *dim, the sequence, with at most 8 rows left out: x; else -1 */
+ir_val rw_short_slice(const rw *r, ir_val v, int *dim, ir_dim *start, ir_dim *stop);
 /* Is this extent the sequence (S, or an expression of it; after bind: its number)? */
 bool rw_is_seq(const rw *r, ir_dim d);
 bool rw_dims_equal(const ir_type *a, const ir_type *b);

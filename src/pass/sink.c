@@ -443,7 +443,7 @@ static bool sink_embedding(rw *r, const ir_node *n, ir_val *out) {
 /* ---- slices of the sequence ---- */
 
 /* slice(x) with at most 8 rows of the sequence left out: element-wise ops and products compute those rows too. */
-static ir_val short_slice(const rw *r, ir_val v, int *dim, ir_dim *start, ir_dim *stop) {
+ir_val rw_short_slice(const rw *r, ir_val v, int *dim, ir_dim *start, ir_dim *stop) {
     const ir_node *d = rw_def(r, v);
     int64_t lost;
     if (d->op != OP_slice) return -1;
@@ -462,7 +462,7 @@ static bool sink_slice_eltwise(rw *r, const ir_node *n, ir_val *out) {
     for (int i = 0; i < n->nin; i++) {
         int d;
         ir_dim a, b;
-        ir_val x = short_slice(r, n->in[i], &d, &a, &b);
+        ir_val x = rw_short_slice(r, n->in[i], &d, &a, &b);
         if (x < 0) continue;
         if (dim >= 0 && (d != dim || a != start || b != stop || rw_type(r, x)->dim[d] != full)) return false;
         dim = d;
@@ -474,7 +474,7 @@ static bool sink_slice_eltwise(rw *r, const ir_node *n, ir_val *out) {
     for (int i = 0; i < n->nin; i++) {
         int d;
         ir_dim a, b;
-        in[i] = short_slice(r, n->in[i], &d, &a, &b);
+        in[i] = rw_short_slice(r, n->in[i], &d, &a, &b);
         if (in[i] >= 0) continue;
         view w;
         view_of(r, n->in[i], VIEW_CHAIN, &w); /* repeated along dim: repeat more */
@@ -502,7 +502,7 @@ static bool sink_slice_dot(rw *r, const ir_node *n, ir_val *out) {
     for (int s = 0; s < 2; s++) {
         int dim;
         ir_dim start, stop;
-        ir_val x = short_slice(r, n->in[s], &dim, &start, &stop);
+        ir_val x = rw_short_slice(r, n->in[s], &dim, &start, &stop);
         if (x < 0) continue;
         const ir_dim *lc, *rc, *lb, *rb;
         int nc = ir_dims(n, "lc", &lc), nb = ir_dims(n, "lb", &lb);
@@ -525,7 +525,7 @@ static bool sink_slice_dot(rw *r, const ir_node *n, ir_val *out) {
 static bool sink_slice_rows(rw *r, const ir_node *n, ir_val *out) {
     int dim;
     ir_dim start, stop;
-    ir_val x = short_slice(r, n->in[0], &dim, &start, &stop), in[3], res[IR_MAX_OUT];
+    ir_val x = rw_short_slice(r, n->in[0], &dim, &start, &stop), in[3], res[IR_MAX_OUT];
     if (x < 0 || dim == rw_type(r, x)->rank - 1) return false;
     memcpy(in, n->in, sizeof *in * (size_t)n->nin);
     in[0] = x;
