@@ -365,13 +365,12 @@ static void oracle_differences(void **state) {
 }
 
 /* Bit-equal whatever the team, and from run to run. */
-static void bits(void **state) {
-    (void)state;
+static void bits_of(dtype t) {
     uint64_t seed = 3;
     const shape n = {2, 700, 700, 4, 2, 64};
     kern_attn_params p = causal_params(64);
-    tensor q = make(DT_F32, DENSE, n.B, n.Sq, n.H, n.D), k = make(DT_F32, DENSE, n.B, n.Sk, n.Hkv, n.D),
-           v = make(DT_F32, DENSE, n.B, n.Sk, n.Hkv, n.D), dout = make(DT_F32, DENSE, n.B, n.Sq, n.H, n.D);
+    tensor q = make(t, DENSE, n.B, n.Sq, n.H, n.D), k = make(t, DENSE, n.B, n.Sk, n.Hkv, n.D),
+           v = make(t, DENSE, n.B, n.Sk, n.Hkv, n.D), dout = make(t, DENSE, n.B, n.Sq, n.H, n.D);
     fill(&q, &seed), fill(&k, &seed), fill(&v, &seed), fill(&dout, &seed);
     tensor lse = {.type = DT_F32, .rank = 3, .dim = {n.B, n.H, n.Sq}, .stride = {n.H * n.Sq, n.Sq, 1}};
     uint64_t want = 0;
@@ -380,8 +379,8 @@ static void bits(void **state) {
 #ifdef _OPENMP
         omp_set_num_threads(threads);
 #endif
-        tensor o = make(DT_F32, DENSE, n.B, n.Sq, n.H, n.D), dq = make(DT_F32, DENSE, n.B, n.Sq, n.H, n.D),
-               dk = make(DT_F32, DENSE, n.B, n.Sk, n.Hkv, n.D), dv = make(DT_F32, DENSE, n.B, n.Sk, n.Hkv, n.D);
+        tensor o = make(t, DENSE, n.B, n.Sq, n.H, n.D), dq = make(t, DENSE, n.B, n.Sq, n.H, n.D),
+               dk = make(t, DENSE, n.B, n.Sk, n.Hkv, n.D), dv = make(t, DENSE, n.B, n.Sk, n.Hkv, n.D);
         size_t rows = (size_t)(n.B * n.H * n.Sq), bytes = kern_attn_fwd_ws(&q, &k, threads);
         lse.data = xalloc(4 * rows);
         void *ws = xalloc(bytes);
@@ -392,10 +391,10 @@ static void bits(void **state) {
         kern_attn_bwd(&q, &k, &v, &o, &lse, &dout, &dq, &dk, &dv, &p, ws, bytes);
         free(ws);
         uint64_t h = hash_bytes(HASH_INIT, lse.data, 4 * rows);
-        h = hash_bytes(h, o.data, 4 * (size_t)tensor_numel(&o));
-        h = hash_bytes(h, dq.data, 4 * (size_t)tensor_numel(&dq));
-        h = hash_bytes(h, dk.data, 4 * (size_t)tensor_numel(&dk));
-        h = hash_bytes(h, dv.data, 4 * (size_t)tensor_numel(&dv));
+        h = hash_bytes(h, o.data, (size_t)dtype_size(t) * (size_t)tensor_numel(&o));
+        h = hash_bytes(h, dq.data, (size_t)dtype_size(t) * (size_t)tensor_numel(&dq));
+        h = hash_bytes(h, dk.data, (size_t)dtype_size(t) * (size_t)tensor_numel(&dk));
+        h = hash_bytes(h, dv.data, (size_t)dtype_size(t) * (size_t)tensor_numel(&dv));
         if (!run) want = h;
         assert_true(h == want);
         void *data[] = {o.data, dq.data, dk.data, dv.data, lse.data};
@@ -405,6 +404,12 @@ static void bits(void **state) {
 #ifdef _OPENMP
     omp_set_num_threads(TEAM);
 #endif
+}
+
+static void bits(void **state) {
+    (void)state;
+    bits_of(DT_F32);
+    bits_of(DT_BF16);
 }
 
 /* Three blocks of keys, one of them hidden from everybody and one from some rows, merged and against the whole. */
@@ -444,11 +449,33 @@ static void merge(void **state) {
     for (int i = 0; i < 11; i++) free(data[i]);
 }
 
+/* Pairs of keys, queries and dimensions: odd sizes, and visible ranges that begin and end inside a pair. */
 static void bf16(void **state) {
     (void)state;
     kern_attn_params p = causal_params(80);
     run_case("bf16", DT_BF16, DENSE, (shape){2, 300, 300, 4, 2, 80}, &p);
-    run_case("bf16 wide", DT_BF16, WIDE, (shape){1, 65, 65, 2, 1, 5}, &p);
+    const int64_t S[] = {1, 2, 7, 33, 129}, D[] = {1, 5, 16, 33, 64};
+    for (int i = 0; i < 5; i++)
+        for (int j = 0; j < 5; j++) {
+            char name[64];
+            snprintf(name, sizeof name, "bf16 S=%d D=%d", (int)S[i], (int)D[j]);
+            p = causal_params(D[j]);
+            p.q_offset = i % 2;
+            run_case(name, DT_BF16, (layout)((i + j) % 3), (shape){1, S[i], S[(i + j) % 5], 2, 1 + j % 2, D[j]}, &p);
+            p.window = 9, p.kv_valid = 101;
+            run_case(name, DT_BF16, (layout)((i + j + 1) % 3), (shape){1, S[i] + 64, S[(i + j) % 5] + 64, 2, 1, D[j]},
+                     &p);
+            p.causal = false;
+            run_case(name, DT_BF16, DENSE, (shape){1, S[i], 200, 2, 1, D[j]}, &p);
+        }
+    enum { N = 330 };
+    int64_t doc[N];
+    for (int i = 0; i < N; i++) doc[i] = i / 37;
+    p = causal_params(32);
+    p.doc_q = p.doc_k = doc;
+    run_case("bf16 documents", DT_BF16, DENSE, (shape){2, N, N, 2, 1, 32}, &p);
+    p.softcap = 2, p.bias = bias_tile, p.bias_ctx = (void *)&index_bias;
+    run_case("bf16 softcap, bias", DT_BF16, DENSE, (shape){2, N, N, 2, 1, 32}, &p);
 }
 
 int main(void) {

@@ -25,6 +25,7 @@ void attn_init(attn *a, const tensor *q, const tensor *k, const kern_attn_params
     ASSERT((p->doc_q != NULL) == (p->doc_k != NULL));
     a->kv = max64(0, min64(a->Sk, p->kv_valid));
     a->natural = p->softcap > 0 || p->bias;
+    a->pairs = a->bf && VEC_PAIRS;
     a->qscale = a->natural ? p->scale : p->scale * ATTN_LOG2E;
 }
 
@@ -152,6 +153,24 @@ void attn_pack_rows(bool bf, const void *src, int64_t stride, int64_t n, int64_t
         pack_rows(true, src, stride, n, D, Dp, dst);
     else
         pack_rows(false, src, stride, n, D, Dp, dst);
+}
+
+void attn_pack_pairs(const void *src, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *dst) {
+    uint16_t *to = (uint16_t *)dst;
+    for (int64_t i = 0; i < n; i++, to += Dp) {
+        memcpy(to, (const uint16_t *)src + i * stride, 2 * (size_t)D);
+        if (D < Dp) memset(to + D, 0, 2 * (size_t)(Dp - D));
+    }
+}
+
+void attn_pair_rows(const float *src, int64_t n, int64_t Dp, float *dst) {
+    const uint16_t *from = (const uint16_t *)src;
+    for (int64_t i = 0; i < n; i += 2, from += 2 * Dp, dst += Dp)
+        for (int64_t d = 0; d < Dp; d += VL) {
+            vu low = (vu)vld_bf16(from + d) >> 16, high = {0};
+            if (i + 1 < n) high = (vu)vld_bf16(from + Dp + d);
+            vst(dst + d, (vf)(low | high));
+        }
 }
 
 INLINE void unpack_t(bool bf, const float *src, const float *factor, int64_t n, int64_t D, bool add, void *dst,

@@ -18,7 +18,8 @@ typedef struct attn {
     int64_t kv;   /* keys from here on are hidden: min(Sk, kv_valid) */
     bool bf;      /* q, k, v, o are bf16 */
     bool natural; /* softcap or a bias needs scores in natural units before they become powers of two */
-    float qscale; /* what q is multiplied by when packed: scale, times log2(e) unless natural */
+    bool pairs;   /* bf16 with hardware dot products of pairs: q, k, v, P, dS enter products as bf16 */
+    float qscale; /* what q (with pairs: the raw scores) is multiplied by: scale, times log2(e) unless natural */
 } attn;
 
 /* Checks shapes and strides and fills *a. */
@@ -37,6 +38,10 @@ void attn_scores(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, in
 
 /* dst[i*Dp + d] = src[i*stride + d], 0 for d in [D, Dp). */
 void attn_pack_rows(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *dst);
+/* bf16 rows as they are: dst (n, Dp) bf16, 0 for d in [D, Dp); a row is Dp/2 words of pairs along d. */
+void attn_pack_pairs(const void *src, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *dst);
+/* Pairs across rows of such a pack: dst (ceil(n/2), Dp) words, row 2i low, row 2i+1 (or 0) high. */
+void attn_pair_rows(const float *src, int64_t n, int64_t Dp, float *dst);
 /* dst[i*stride + d] = src[d*MICRO_LANES + i] * factor[i] (+ what is there, when add), i < n. */
 void attn_unpack_t(bool bf, const float *src, const float *factor, int64_t n, int64_t D, bool add, void *dst,
                    int64_t stride);

@@ -19,15 +19,16 @@ enum {
 
 /* One thread's workspace, in floats. */
 typedef struct scratch {
-    float *qt, *ot, *k, *v, *s, *max, *sum, *factor;
+    float *qt, *ot, *k, *v, *s, *max, *sum, *factor, *qscale, *tmp;
 } scratch;
 
 static int64_t scratch_layout(int64_t D, int64_t Dp, float *base, scratch *w) {
     float *at = base;
-    float **part[] = {&w->qt, &w->ot, &w->k, &w->v, &w->s, &w->max, &w->sum, &w->factor};
-    int64_t size[] = {BQ_MAX * D, BQ_MAX * D, BC * Dp, BC * Dp, BC * MICRO_LANES, BQ_MAX, BQ_MAX, MICRO_LANES};
+    float **part[] = {&w->qt, &w->ot, &w->k, &w->v, &w->s, &w->max, &w->sum, &w->factor, &w->qscale, &w->tmp};
+    int64_t size[] = {BQ_MAX * D, BQ_MAX * D, BC * Dp,     BC * Dp,     BC * MICRO_LANES,
+                      BQ_MAX,     BQ_MAX,     MICRO_LANES, MICRO_LANES, BC * Dp};
     int64_t total = 0;
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 10; i++) {
         if (at) *part[i] = at + total;
         total += round_up(size[i], KERN_ALIGN / 4);
     }
@@ -40,17 +41,13 @@ size_t kern_attn_fwd_ws(const tensor *q, const tensor *k, int threads) {
     return sizeof(float) * (size_t)scratch_layout(q->dim[3], round_up(q->dim[3], VL), NULL, &w) * (size_t)threads;
 }
 
-/* One panel against keys [lo, hi) whose tile is packed from key t0 on. */
-static void panel_step(const attn *a, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t nq, int panel,
-                       int64_t t0, int64_t lo, int64_t hi) {
-    const int64_t n = hi - lo, L = MICRO_LANES;
-    float *s = w->s, *max = w->max + panel * L, *sum = w->sum + panel * L;
-    micro_rows(n, MICRO_NV, a->D, w->k + (lo - t0) * a->Dp, a->Dp, 1, w->qt + panel * L * a->D, L, s, L, MICRO_SET,
-               NULL);
-    attn_scores(a, b, h, q0, nq, L, lo, n, s, L, NULL);
-    for (int v = 0; v < MICRO_NV; v++) {
-        float *col = s + v * VL;
-        vf before = vld(max + v * VL), m0 = before, m1 = before, m2 = before, m3 = before;
+/* The running softmax over n (even with pairs) score rows of one panel: s becomes P, max and sum move on, and factor is
+ * what earlier sums are worth now. With pairs, P is left as words of two keys in the first n/2 rows. */
+INLINE void softmax_step(bool pairs, int64_t n, float *s, float *max, float *sum, float *factor) {
+    const int64_t L = MICRO_LANES;
+    for (int v = 0; v < MICRO_LANES; v += VL) {
+        float *col = s + v;
+        vf before = vld(max + v), m0 = before, m1 = before, m2 = before, m3 = before;
         int64_t j = 0;
         for (; j + 4 <= n; j += 4) {
             m0 = vmax(m0, vld(col + j * L));
@@ -65,8 +62,12 @@ static void panel_step(const attn *a, const scratch *w, int64_t b, int64_t h, in
         vf total0 = vset(0), total1 = vset(0);
         for (j = 0; j + 2 <= n; j += 2) {
             vf p0 = vexp2_neg(vld(col + j * L) - shift), p1 = vexp2_neg(vld(col + (j + 1) * L) - shift);
-            vst(col + j * L, p0);
-            vst(col + (j + 1) * L, p1);
+            if (pairs) {
+                vst(col + j / 2 * L, vpair(p0, p1)); /* over a row that was read already */
+            } else {
+                vst(col + j * L, p0);
+                vst(col + (j + 1) * L, p1);
+            }
             total0 += p0;
             total1 += p1;
         }
@@ -75,13 +76,62 @@ static void panel_step(const attn *a, const scratch *w, int64_t b, int64_t h, in
             vst(col + j * L, p0);
             total0 += p0;
         }
-        vf factor = vexp2_neg(before - shift);
-        vst(max + v * VL, m0);
-        vst(w->factor + v * VL, factor);
-        vst(sum + v * VL, vld(sum + v * VL) * factor + (total0 + total1));
+        vf worth = vexp2_neg(before - shift);
+        vst(max + v, m0);
+        vst(factor + v, worth);
+        vst(sum + v, vld(sum + v) * worth + (total0 + total1));
     }
-    micro_rows(a->D, MICRO_NV, n, w->v + (lo - t0) * a->Dp, 1, a->Dp, s, L, w->ot + panel * L * a->D, L, MICRO_RESCALE,
-               w->factor);
+}
+
+/* One panel against keys [lo, hi) whose tile is packed from key t0 on. */
+static void panel_step(const attn *a, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t nq, int panel,
+                       int64_t t0, int64_t lo, int64_t hi) {
+    const int64_t L = MICRO_LANES, D = a->D, Dp = a->Dp;
+    float *s = w->s, *max = w->max + panel * L, *sum = w->sum + panel * L, *ot = w->ot + panel * L * D;
+    const float *qt = w->qt + panel * L * D;
+    if (!a->pairs) {
+        const int64_t n = hi - lo;
+        micro_rows(n, MICRO_NV, D, w->k + (lo - t0) * Dp, Dp, 1, qt, L, s, L, MICRO_SET, NULL);
+        attn_scores(a, b, h, q0, nq, L, lo, n, s, L, NULL);
+        softmax_step(false, n, s, max, sum, w->factor);
+        micro_rows(D, MICRO_NV, n, w->v + (lo - t0) * Dp, 1, Dp, s, L, ot, L, MICRO_RESCALE, w->factor);
+        return;
+    }
+    /* Whole pairs of keys: one more row at either end, hidden. */
+    const int64_t first = lo - lo % 2, n = hi + hi % 2 - first;
+    micro_rows_pairs(n, MICRO_NV, ceil_div(D, 2), w->k + (first - t0) * Dp / 2, Dp / 2, 1, qt, L, s, L, MICRO_SCALE,
+                     w->qscale);
+    attn_scores(a, b, h, q0, nq, L, lo, hi - lo, s + (lo - first) * L, L, NULL);
+    for (int64_t i = 0; i < L; i += VL) {
+        if (first < lo) vst(s + i, vset(-INFINITY));
+        if (first + n > hi) vst(s + (n - 1) * L + i, vset(-INFINITY));
+    }
+    softmax_step(true, n, s, max, sum, w->factor);
+    micro_rows_pairs(D, MICRO_NV, n / 2, w->v + (first - t0) / 2 * Dp, 1, Dp, s, L, ot, L, MICRO_RESCALE, w->factor);
+}
+
+/* Q^T of one panel. */
+static void pack_queries(const attn *a, const scratch *w, const void *q, int64_t stride, int64_t n, float *qt) {
+    if (!a->pairs) {
+        pack_transposed(a->bf, q, stride, n, a->D, a->qscale, qt);
+        return;
+    }
+    attn_pack_pairs(q, stride, n, a->D, a->Dp, w->tmp);
+    pack_transposed_words(w->tmp, a->Dp / 2, n, ceil_div(a->D, 2), qt);
+}
+
+/* K and V of a tile of n keys. */
+static void pack_keys(const attn *a, const scratch *w, const void *k, int64_t ks, const void *v, int64_t vs,
+                      int64_t n) {
+    if (!a->pairs) {
+        attn_pack_rows(a->bf, k, ks, n, a->D, a->Dp, w->k);
+        attn_pack_rows(a->bf, v, vs, n, a->D, a->Dp, w->v);
+        return;
+    }
+    attn_pack_pairs(k, ks, n, a->D, a->Dp, w->k);
+    if (n % 2) memset(w->k + n * a->Dp / 2, 0, 2 * (size_t)a->Dp);
+    attn_pack_pairs(v, vs, n, a->D, a->Dp, w->tmp);
+    attn_pair_rows(w->tmp, n, a->Dp, w->v);
 }
 
 static void block(const attn *a, const scratch *w, const tensor *q, const tensor *k, const tensor *v, const tensor *o,
@@ -94,13 +144,14 @@ static void block(const attn *a, const scratch *w, const tensor *q, const tensor
         lo[i] = 0, hi[i] = a->Sk;
         attn_range(a, b, q0 + i * L, n, &lo[i], &hi[i]);
         if (lo[i] < hi[i]) from = min64(from, lo[i]), to = max64(to, hi[i]);
-        pack_transposed(a->bf, attn_at(q, b, q0 + i * L, h), q->stride[1], n, a->D, a->qscale, w->qt + i * L * a->D);
+        pack_queries(a, w, attn_at(q, b, q0 + i * L, h), q->stride[1], n, w->qt + i * L * a->D);
     }
     memset(w->ot, 0, sizeof(float) * (size_t)(panels * L * a->D));
     for (int64_t i = 0; i < panels * L; i++) w->max[i] = -INFINITY, w->sum[i] = 0;
+    for (int64_t i = 0; i < L; i++) w->qscale[i] = a->qscale;
     /* Tiles start at multiples of BC, whatever the first visible key, so that a row's sums do not depend on others. */
     for (int64_t t0 = from - from % BC; t0 < to; t0 += BC) {
-        int64_t k0 = max64(t0, from), k1 = min64(t0 + BC, to);
+        int64_t k0 = max64(t0, from - from % 2), k1 = min64(t0 + BC, to);
         int64_t plo[PANELS], phi[PANELS];
         bool any = false;
         for (int i = 0; i < panels; i++) {
@@ -109,8 +160,7 @@ static void block(const attn *a, const scratch *w, const tensor *q, const tensor
             any |= plo[i] < phi[i];
         }
         if (!any) continue;
-        attn_pack_rows(a->bf, attn_at(k, b, k0, hkv), k->stride[1], k1 - k0, a->D, a->Dp, w->k);
-        attn_pack_rows(a->bf, attn_at(v, b, k0, hkv), v->stride[1], k1 - k0, a->D, a->Dp, w->v);
+        pack_keys(a, w, attn_at(k, b, k0, hkv), k->stride[1], attn_at(v, b, k0, hkv), v->stride[1], k1 - k0);
         for (int i = 0; i < panels; i++)
             if (plo[i] < phi[i]) panel_step(a, w, b, h, q0 + i * L, min64(L, nq - i * L), i, k0, plo[i], phi[i]);
     }

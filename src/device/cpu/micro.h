@@ -16,11 +16,13 @@
 #endif
 enum { MICRO_NV = 2, MICRO_LANES = MICRO_NV * VL };
 
-/* What becomes of the C that is there: dropped, added to, or first multiplied by a factor per lane. */
-typedef enum micro_mode { MICRO_SET, MICRO_ADD, MICRO_RESCALE } micro_mode;
+/* With sums A B: C = sums, C += sums, C = C * factor + sums, C = sums * factor; factors are per lane. */
+typedef enum micro_mode { MICRO_SET, MICRO_ADD, MICRO_RESCALE, MICRO_SCALE } micro_mode;
 
-INLINE void micro_tile(const int rows, const int nv, int64_t nt, const float *a, int64_t rs, int64_t ts, const float *b,
-                       int64_t ldb, float *c, int64_t ldc, micro_mode mode, const float *factor) {
+/* With pairs, A and B are words of two bf16 each, and t counts pairs. */
+INLINE void micro_tile(const bool pairs, const int rows, const int nv, int64_t nt, const float *a, int64_t rs,
+                       int64_t ts, const float *b, int64_t ldb, float *c, int64_t ldc, micro_mode mode,
+                       const float *factor) {
     vf acc[MICRO_ROWS][MICRO_NV];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
@@ -32,9 +34,15 @@ INLINE void micro_tile(const int rows, const int nv, int64_t nt, const float *a,
         for (int v = 0; v < nv; v++) bv[v] = vld(b + t * ldb + v * VL);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            float av = a[r * rs + t * ts];
+            if (pairs) {
+                vf av = vset_word(a + r * rs + t * ts);
 #pragma GCC unroll 2
-            for (int v = 0; v < nv; v++) acc[r][v] += av * bv[v];
+                for (int v = 0; v < nv; v++) acc[r][v] = vdot_pairs(acc[r][v], av, bv[v]);
+            } else {
+                float av = a[r * rs + t * ts];
+#pragma GCC unroll 2
+                for (int v = 0; v < nv; v++) acc[r][v] += av * bv[v];
+            }
         }
     }
     if (mode == MICRO_RESCALE) {
@@ -47,6 +55,11 @@ INLINE void micro_tile(const int rows, const int nv, int64_t nt, const float *a,
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
             for (int v = 0; v < nv; v++) acc[r][v] += vld(c + r * ldc + v * VL);
+    } else if (mode == MICRO_SCALE) {
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < nv; v++) acc[r][v] *= vld(factor + v * VL);
     }
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
@@ -58,5 +71,8 @@ INLINE void micro_tile(const int rows, const int nv, int64_t nt, const float *a,
  * of at most MICRO_ROWS, so that no remainder is too thin to hide the latency of its sums. */
 void micro_rows(int64_t rows, int nv, int64_t nt, const float *a, int64_t rs, int64_t ts, const float *b, int64_t ldb,
                 float *c, int64_t ldc, micro_mode mode, const float *factor);
+/* The same over pairs of bf16: strides in words, nt in pairs. */
+void micro_rows_pairs(int64_t rows, int nv, int64_t nt, const float *a, int64_t rs, int64_t ts, const float *b,
+                      int64_t ldb, float *c, int64_t ldc, micro_mode mode, const float *factor);
 
 #endif
