@@ -243,6 +243,19 @@ static void swiglu(void **state) {
         }
         free(gu), free(y), free(dy), free(d);
     }
+    /* One run longer than a chunk. */
+    const int64_t n = 40001;
+    float *g = filled(DT_F32, n), *u = filled(DT_F32, n), *y = filled(DT_F32, n), *dg = filled(DT_F32, n);
+    float *du = filled(DT_F32, n);
+    kern_swiglu_fwd(DT_F32, 1, n, g, n, u, n, y, n);
+    kern_swiglu_bwd(DT_F32, 1, n, g, n, u, n, u, n, dg, n, du, n);
+    for (int64_t i = 0; i < n; i++) {
+        double a = (double)g[i], b = (double)u[i], s = 1 / (1 + exp(-a));
+        near("swiglu", DT_F32, (double)y[i], a * s * b, 1e-6);
+        near("swiglu dg", DT_F32, (double)dg[i], b * b * s * (1 + a * (1 - s)), 1e-6);
+        near("swiglu du", DT_F32, (double)du[i], b * a * s, 1e-6);
+    }
+    free(g), free(u), free(y), free(dg), free(du);
 }
 
 static void linear(void **state) {

@@ -26,17 +26,39 @@ static int64_t key_block(int64_t D) { return max64(64, min64(KB_MAX, KB_WORK / D
 
 /* One thread's workspace, in floats. */
 typedef struct scratch {
-    float *k, *v, *dk, *dv, *s, *ds, *cap, *qt, *dot, *q, *dout, *dqt, *lse, *delta;
+    float *k, *v, *dk, *dv, *s, *ds, *cap, *qt, *dot, *q, *dout, *dqt, *lse, *delta, *qscale;
+    float *k2, *p16, *ds16, *ds2, *q2, *dout2; /* words of pairs, see tile_pairs */
 } scratch;
 
 static int64_t scratch_layout(int64_t D, int64_t Dp, float *base, scratch *w) {
     const int64_t KB = key_block(D);
-    float **part[] = {&w->k,  &w->v,   &w->dk, &w->dv,   &w->s,   &w->ds,  &w->cap,
-                      &w->qt, &w->dot, &w->q,  &w->dout, &w->dqt, &w->lse, &w->delta};
-    int64_t size[] = {KB * Dp, KB * Dp, KB * Dp, KB * Dp, KB * BQ,         KB * BQ, KB * BQ,
-                      BQ * D,  BQ * D,  BQ * Dp, BQ * Dp, MICRO_LANES * D, BQ,      BQ};
+    float **part[] = {&w->k,      &w->v,   &w->dk,  &w->dv,   &w->s,   &w->ds,  &w->cap,
+                      &w->qt,     &w->dot, &w->q,   &w->dout, &w->dqt, &w->lse, &w->delta,
+                      &w->qscale, &w->k2,  &w->p16, &w->ds16, &w->ds2, &w->q2,  &w->dout2};
+    const int64_t pairs = VEC_PAIRS ? 1 : 0; /* else without their buffers; f32 calls have room to spare */
+    int64_t size[] = {KB * Dp,
+                      KB * Dp,
+                      KB * Dp,
+                      KB * Dp,
+                      KB * BQ,
+                      KB * BQ,
+                      KB * BQ,
+                      BQ * D,
+                      BQ * D,
+                      BQ * Dp,
+                      BQ * Dp,
+                      MICRO_LANES * D,
+                      BQ,
+                      BQ,
+                      MICRO_LANES,
+                      pairs * KB * Dp / 2,
+                      pairs * KB * BQ / 2,
+                      pairs * KB * BQ / 2,
+                      pairs * KB * BQ / 2,
+                      pairs * BQ * Dp / 2,
+                      pairs * BQ * Dp / 2};
     int64_t total = 0;
-    for (int i = 0; i < 14; i++) {
+    for (int i = 0; i < 21; i++) {
         if (base) *part[i] = base + total;
         total += round_up(size[i], KERN_ALIGN / 4);
     }
@@ -120,22 +142,26 @@ static void add_rows(const attn *a, int64_t rows, int64_t n, const float *p, con
         micro_rows(rows, a->Dp - d >= MICRO_LANES ? 2 : 1, n, p, BQ, 1, b + d, a->Dp, c + d, a->Dp, MICRO_ADD, NULL);
 }
 
-/* One query tile of head h against keys [lo, hi) of the block from key k0 on. Leaves dS in w->ds. */
+/* The tile's lse in units of log2 and delta; lanes that are no rows, and rows that see nothing, get exp(s - inf) = 0.
+ */
+static void load_rows(const job *t, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t lanes) {
+    const float *delta = (float *)(t->ws + t->x.off_delta) + (b * t->a.H + h) * t->a.Sq + q0;
+    for (int64_t i = 0; i < lanes; i++) {
+        float lse = i < nq ? *attn_lse_at(t->lse, b, h, q0 + i) : -INFINITY;
+        w->lse[i] = lse == -INFINITY ? INFINITY : lse * ATTN_LOG2E;
+        w->delta[i] = i < nq ? delta[i] : 0;
+    }
+}
+
+/* One query tile of head h against keys [lo, hi) of the block from key k0 on: adds to dK and dV, leaves dS in w->ds. */
 static void tile(const job *t, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t k0, int64_t lo,
                  int64_t hi) {
     const attn *a = &t->a;
     const int64_t L = MICRO_LANES, n = hi - lo, panels = ceil_div(nq, L), lanes = panels * L;
     const float *k = w->k + (lo - k0) * a->Dp, *v = w->v + (lo - k0) * a->Dp;
-    const int64_t qs = t->q->stride[1], os = t->dout->stride[1];
-    attn_pack_rows(a->bf, attn_at(t->q, b, q0, h), qs, nq, a->D, a->Dp, w->q);
-    attn_pack_rows(a->bf, attn_at(t->dout, b, q0, h), os, nq, a->D, a->Dp, w->dout);
-    const float *delta = (float *)(t->ws + t->x.off_delta) + (b * a->H + h) * a->Sq + q0;
-    for (int64_t i = 0; i < lanes; i++) {
-        float lse = i < nq ? *attn_lse_at(t->lse, b, h, q0 + i) : -INFINITY;
-        /* exp(s - inf) = 0: rows that see nothing and lanes that are no rows. */
-        w->lse[i] = lse == -INFINITY ? INFINITY : lse * ATTN_LOG2E;
-        w->delta[i] = i < nq ? delta[i] : 0;
-    }
+    attn_pack_rows(a->bf, attn_at(t->q, b, q0, h), t->q->stride[1], nq, a->D, a->Dp, w->q);
+    attn_pack_rows(a->bf, attn_at(t->dout, b, q0, h), t->dout->stride[1], nq, a->D, a->Dp, w->dout);
+    load_rows(t, w, b, h, q0, nq, lanes);
     for (int64_t i = 0; i < panels; i++) {
         int64_t m = min64(L, nq - i * L);
         float *qt = w->qt + i * L * a->D, *dot = w->dot + i * L * a->D;
@@ -160,6 +186,63 @@ static void tile(const job *t, const scratch *w, int64_t b, int64_t h, int64_t q
     add_rows(a, n, nq, w->ds, w->q, w->dk + (lo - k0) * a->Dp);
 }
 
+/* As add_rows, for words of pairs of queries. */
+static void add_rows_pairs(const attn *a, int64_t rows, int64_t n, const float *p, const float *b, float *c) {
+    for (int64_t d = 0; d < a->Dp; d += MICRO_LANES)
+        micro_rows_pairs(rows, a->Dp - d >= MICRO_LANES ? 2 : 1, ceil_div(n, 2), p, BQ / 2, 1, b + d, a->Dp, c + d,
+                         a->Dp, MICRO_ADD, NULL);
+}
+
+/* The same in bf16 products: S and dP pair dimensions, dV and dK pair queries (P and dS as rows p16, ds16; Q and dO
+ * across rows q2, dout2), dQ pairs keys (dS across rows, left in w->ds2). [lo, hi) is of whole pairs, of which keys
+ * outside of [seen0, seen1) are hidden. */
+static void tile_pairs(const job *t, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t k0,
+                       int64_t lo, int64_t hi, int64_t seen0, int64_t seen1) {
+    const attn *a = &t->a;
+    const int64_t L = MICRO_LANES, n = hi - lo, panels = ceil_div(nq, L), lanes = panels * L, D2 = ceil_div(a->D, 2);
+    const int64_t row = a->Dp / 2;
+    const float *k = w->k + (lo - k0) * row, *v = w->v + (lo - k0) * row;
+    attn_pack_pairs(attn_at(t->q, b, q0, h), t->q->stride[1], nq, a->D, a->Dp, w->q);
+    attn_pack_pairs(attn_at(t->dout, b, q0, h), t->dout->stride[1], nq, a->D, a->Dp, w->dout);
+    attn_pair_rows(w->q, nq, a->Dp, w->q2);
+    attn_pair_rows(w->dout, nq, a->Dp, w->dout2);
+    load_rows(t, w, b, h, q0, nq, lanes);
+    for (int64_t i = 0; i < panels; i++) {
+        int64_t m = min64(L, nq - i * L);
+        float *qt = w->qt + i * L * a->D, *dot = w->dot + i * L * a->D;
+        pack_transposed_words(w->q + i * L * row, row, m, D2, qt);
+        pack_transposed_words(w->dout + i * L * row, row, m, D2, dot);
+        micro_rows_pairs(n, MICRO_NV, D2, k, row, 1, qt, L, w->s + i * L, BQ, MICRO_SCALE, w->qscale);
+        micro_rows_pairs(n, MICRO_NV, D2, v, row, 1, dot, L, w->ds + i * L, BQ, MICRO_SET, NULL);
+    }
+    float *cap = a->p->softcap > 0 ? w->cap : NULL;
+    attn_scores(a, b, h, q0, nq, lanes, seen0, seen1 - seen0, w->s + (seen0 - lo) * BQ, BQ,
+                cap ? cap + (seen0 - lo) * BQ : NULL);
+    for (int64_t i = 0; i < lanes; i += VL) {
+        if (lo < seen0) vst(w->s + i, vset(-INFINITY));
+        if (seen1 < hi) vst(w->s + (n - 1) * BQ + i, vset(-INFINITY));
+        if (cap && lo < seen0) vst(cap + i, vset(0));
+        if (cap && seen1 < hi) vst(cap + (n - 1) * BQ + i, vset(0));
+    }
+    uint16_t *p16 = (uint16_t *)w->p16, *ds16 = (uint16_t *)w->ds16;
+    for (int64_t i = 0; i < lanes; i += VL) {
+        vf lse = vld(w->lse + i), dl = vld(w->delta + i);
+        for (int64_t j = 0; j < n; j += 2) {
+            const int64_t x = j * BQ + i, y = x + BQ;
+            vf px = vexp2(vld(w->s + x) - lse), py = vexp2(vld(w->s + y) - lse);
+            vf dx = px * (vld(w->ds + x) - dl), dy = py * (vld(w->ds + y) - dl);
+            if (cap) dx *= vld(cap + x), dy *= vld(cap + y);
+            vst_bf16(p16 + x, px);
+            vst_bf16(p16 + y, py);
+            vst_bf16(ds16 + x, dx);
+            vst_bf16(ds16 + y, dy);
+            vst(w->ds2 + j / 2 * BQ + i, vpair(dx, dy));
+        }
+    }
+    add_rows_pairs(a, n, nq, w->p16, w->dout2, w->dv + (lo - k0) * a->Dp);
+    add_rows_pairs(a, n, nq, w->ds16, w->q2, w->dk + (lo - k0) * a->Dp);
+}
+
 /* x (n, D) = src (n, Dp) * factor. */
 static void store_rows(const attn *a, const tensor *x, int64_t b, int64_t s0, int64_t n, int64_t h, const float *src,
                        float factor) {
@@ -171,6 +254,36 @@ static void store_rows(const attn *a, const tensor *x, int64_t b, int64_t s0, in
     }
 }
 
+/* The K and V of a block. */
+static void pack_keys(const job *t, const scratch *w, int64_t b, int64_t hkv, int64_t k0, int64_t n) {
+    const attn *a = &t->a;
+    const void *k = attn_at(t->k, b, k0, hkv), *v = attn_at(t->v, b, k0, hkv);
+    const int64_t ks = t->k->stride[1], vs = t->v->stride[1];
+    if (!a->pairs) {
+        attn_pack_rows(a->bf, k, ks, n, a->D, a->Dp, w->k);
+        attn_pack_rows(a->bf, v, vs, n, a->D, a->Dp, w->v);
+        return;
+    }
+    attn_pack_pairs(k, ks, n, a->D, a->Dp, w->k);
+    attn_pack_pairs(v, vs, n, a->D, a->Dp, w->v);
+    attn_pair_rows(w->k, n, a->Dp, w->k2);
+    if (n % 2) { /* the key that completes the last pair */
+        memset(w->k + n * a->Dp / 2, 0, 2 * (size_t)a->Dp);
+        memset(w->v + n * a->Dp / 2, 0, 2 * (size_t)a->Dp);
+    }
+}
+
+/* dQ^T of one panel (lanes from p on) from the dS that tile() left. */
+static void query_gradient(const job *t, const scratch *w, int64_t p, int64_t k0, int64_t lo, int64_t hi) {
+    const attn *a = &t->a;
+    if (a->pairs)
+        micro_rows_pairs(a->D, MICRO_NV, (hi - lo) / 2, w->k2 + (lo - k0) / 2 * a->Dp, 1, a->Dp, w->ds2 + p, BQ, w->dqt,
+                         MICRO_LANES, MICRO_SET, NULL);
+    else
+        micro_rows(a->D, MICRO_NV, hi - lo, w->k + (lo - k0) * a->Dp, 1, a->Dp, w->ds + p, BQ, w->dqt, MICRO_LANES,
+                   MICRO_SET, NULL);
+}
+
 static void block(const job *t, const scratch *w, int64_t unit, int64_t j) {
     const attn *a = &t->a;
     const plan *x = &t->x;
@@ -179,24 +292,28 @@ static void block(const job *t, const scratch *w, int64_t unit, int64_t j) {
     passed *line = (passed *)(t->ws + x->off_passed) + unit * x->blocks;
     int64_t done = 0;
     float factor[MICRO_LANES];
-    for (int i = 0; i < MICRO_LANES; i++) factor[i] = a->p->scale;
-    attn_pack_rows(a->bf, attn_at(t->k, b, k0, hkv), t->k->stride[1], nk, a->D, a->Dp, w->k);
-    attn_pack_rows(a->bf, attn_at(t->v, b, k0, hkv), t->v->stride[1], nk, a->D, a->Dp, w->v);
-    memset(w->dk, 0, sizeof(float) * (size_t)(nk * a->Dp));
-    memset(w->dv, 0, sizeof(float) * (size_t)(nk * a->Dp));
+    for (int i = 0; i < MICRO_LANES; i++) factor[i] = a->p->scale, w->qscale[i] = a->qscale;
+    pack_keys(t, w, b, hkv, k0, nk);
+    memset(w->dk, 0, sizeof(float) * (size_t)(KB * a->Dp));
+    memset(w->dv, 0, sizeof(float) * (size_t)(KB * a->Dp));
     for (int64_t g = 0; g < x->group; g++)
         for (int64_t i = 0; i < x->tiles; i++) {
             const int64_t h = hkv * x->group + g, q0 = i * BQ, nq = min64(BQ, a->Sq - q0), step = g * x->tiles + i;
             int64_t lo = k0, hi = k0 + nk;
             attn_range(a, b, q0, nq, &lo, &hi);
             if (lo < hi) {
-                tile(t, w, b, h, q0, nq, k0, lo, hi);
+                if (a->pairs) {
+                    const int64_t seen0 = lo, seen1 = hi;
+                    lo -= (lo - k0) % 2, hi += (hi - k0) % 2;
+                    tile_pairs(t, w, b, h, q0, nq, k0, lo, hi, seen0, seen1);
+                } else {
+                    tile(t, w, b, h, q0, nq, k0, lo, hi);
+                }
                 wait_turn(line, j, step, &done);
                 for (int64_t p = 0; p < nq; p += L) {
                     int64_t stride;
                     float *dq = dq_row(t, unit, b, h, q0 + p, &stride);
-                    micro_rows(a->D, MICRO_NV, hi - lo, w->k + (lo - k0) * a->Dp, 1, a->Dp, w->ds + p, BQ, w->dqt, L,
-                               MICRO_SET, NULL);
+                    query_gradient(t, w, p, k0, lo, hi);
                     attn_unpack_t(false, w->dqt, factor, min64(L, nq - p), a->D, true, dq, stride);
                 }
             }

@@ -58,11 +58,6 @@ INLINE void swiglu_row(bool bf, int64_t r, int64_t n, const void *g0, int64_t ld
     });
 }
 
-void kern_swiglu_fwd(dtype t, int64_t rows, int64_t n, const void *g, int64_t ldg, const void *u, int64_t ldu, void *y,
-                     int64_t ldy) {
-    PARALLEL_ROWS(t, r, rows, rows * n, swiglu_row, r, n, g, ldg, u, ldu, y, ldy);
-}
-
 INLINE void swiglu_bwd_row(bool bf, int64_t r, int64_t n, const void *g0, int64_t ldg, const void *u0, int64_t ldu,
                            const void *dy0, int64_t lddy, void *dg0, int64_t lddg, void *du0, int64_t lddu) {
     const void *gr = elem_at(bf, g0, r * ldg), *ur = elem_at(bf, u0, r * ldu), *dyr = elem_at(bf, dy0, r * lddy);
@@ -75,9 +70,30 @@ INLINE void swiglu_bwd_row(bool bf, int64_t r, int64_t n, const void *g0, int64_
     });
 }
 
+/* Rows without gaps between them are one run, cut into chunks. */
+INLINE void swiglu_chunk(bool bf, int64_t from, int64_t to, const void *g, const void *u, void *y) {
+    swiglu_row(bf, 0, to - from, elem_at(bf, g, from), 0, elem_at(bf, u, from), 0, elem_of(bf, y, from), 0);
+}
+INLINE void swiglu_bwd_chunk(bool bf, int64_t from, int64_t to, const void *g, const void *u, const void *dy, void *dg,
+                             void *du) {
+    swiglu_bwd_row(bf, 0, to - from, elem_at(bf, g, from), 0, elem_at(bf, u, from), 0, elem_at(bf, dy, from), 0,
+                   elem_of(bf, dg, from), 0, elem_of(bf, du, from), 0);
+}
+
+void kern_swiglu_fwd(dtype t, int64_t rows, int64_t n, const void *g, int64_t ldg, const void *u, int64_t ldu, void *y,
+                     int64_t ldy) {
+    if (rows == 1 || (ldg == n && ldu == n && ldy == n))
+        PARALLEL_CHUNKS(t, rows * n, swiglu_chunk, g, u, y);
+    else
+        PARALLEL_ROWS(t, r, rows, rows * n, swiglu_row, r, n, g, ldg, u, ldu, y, ldy);
+}
+
 void kern_swiglu_bwd(dtype t, int64_t rows, int64_t n, const void *g, int64_t ldg, const void *u, int64_t ldu,
                      const void *dy, int64_t lddy, void *dg, int64_t lddg, void *du, int64_t lddu) {
-    PARALLEL_ROWS(t, r, rows, rows * n, swiglu_bwd_row, r, n, g, ldg, u, ldu, dy, lddy, dg, lddg, du, lddu);
+    if (rows == 1 || (ldg == n && ldu == n && lddy == n && lddg == n && lddu == n))
+        PARALLEL_CHUNKS(t, rows * n, swiglu_bwd_chunk, g, u, dy, dg, du);
+    else
+        PARALLEL_ROWS(t, r, rows, rows * n, swiglu_bwd_row, r, n, g, ldg, u, ldu, dy, lddy, dg, lddg, du, lddu);
 }
 
 typedef enum linear_op { AXPY, SCALE, ADD, MUL } linear_op;

@@ -28,7 +28,7 @@ enum { ROWS_ALONE = 1 << 15, ELEM_CHUNK = 1 << 14 };
 
 /* f(bf, from, to, args...) over n contiguous elements in chunks. */
 #define PARALLEL_CHUNKS(t, n, f, ...)                                                                                  \
-    PARALLEL_ROWS(t, chunk, ceil_div(n, ELEM_CHUNK), n, f, chunk *ELEM_CHUNK, min64(n, (chunk + 1) * ELEM_CHUNK),      \
+    PARALLEL_ROWS(t, chunk, ceil_div(n, ELEM_CHUNK), n, f, chunk *ELEM_CHUNK, min64((n), (chunk + 1) * ELEM_CHUNK),    \
                   __VA_ARGS__)
 
 /* Byte address of element i of an array of f32 or bf16. */
