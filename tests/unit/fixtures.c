@@ -147,8 +147,9 @@ static int failed(const char *name, int ranks, dtype compute, const device *dev,
 }
 
 static const char *const names[] = {
-    "llama",          "llama-shifted", "llama-eager", "llama-packed",    "llama3.1",  "gpt2", "qwen2",
-    "mistral-window", "gemma2",        "gpt-neox",    "nanogpt-softmax", "multihead", "lora", "documents-window"};
+    "llama", "llama-shifted",    "llama-eager", "llama-packed", "llama3.1",        "gpt2",
+    "qwen2", "mistral-window",   "gemma2",      "gpt-neox",     "nanogpt-softmax", "multihead",
+    "lora",  "documents-window", "einsum",      "falcon-alibi", "rmsnorm-norm",    "textbook"};
 #define EACH(i) for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 
 /* Explicit softmax attention and a loss written out need a length that the ranks divide: 33 on 3. */

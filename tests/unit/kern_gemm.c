@@ -117,6 +117,20 @@ static void all_forms(void **state) {
                 }
 }
 
+/* The stride of a dimension of extent 1 may be anything. */
+static void strides_of_one(void **state) {
+    (void)state;
+    static const int64_t extent[] = {1, 12, 17}, stray[] = {0, 1, 5};
+    for (int i = 0; i < 3 * 3 * 3 * 4 * 3; i++) {
+        int64_t m = extent[i % 3], n = extent[i / 3 % 3], k = extent[i / 9 % 3], s = stray[i / 108];
+        kern_gemm_desc d = desc(DT_F32, DT_F32, m, n, k, i / 27 & 1, i / 27 & 2, 0);
+        if (m == 1) d.a_rs = d.c_rs = s;
+        if (n == 1) d.b_cs = d.c_cs = s;
+        if (k == 1) d.a_cs = d.b_rs = s;
+        check(&d);
+    }
+}
+
 static void scales_and_bias(void **state) {
     (void)state;
     for (kern_gemm_impl_choice impl = KERN_GEMM_BEST; impl <= KERN_GEMM_LIBRARY; impl++)
@@ -184,8 +198,13 @@ static void bits(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(all_forms), cmocka_unit_test(scales_and_bias), cmocka_unit_test(transposed_output),
-        cmocka_unit_test(batches),   cmocka_unit_test(empty),           cmocka_unit_test(bits),
+        cmocka_unit_test(all_forms),
+        cmocka_unit_test(strides_of_one),
+        cmocka_unit_test(scales_and_bias),
+        cmocka_unit_test(transposed_output),
+        cmocka_unit_test(batches),
+        cmocka_unit_test(empty),
+        cmocka_unit_test(bits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

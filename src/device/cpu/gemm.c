@@ -53,6 +53,10 @@ static bool matrix(const kern_gemm_desc *d, dtype t, int64_t rows, int64_t cols,
         strides[i] = bs[i] == 0 ? rows * cols : bs[i];
     }
     dims[d->nbatch] = rows, dims[d->nbatch + 1] = cols;
+    /* The stride of an extent of 1 means nothing to us; the library takes it for a leading dimension and refuses one
+     * that is too short, at run time. */
+    if (rows == 1) rs = cs == 1 ? cols : 1;
+    if (cols == 1) cs = rs == 1 ? rows : 1;
     strides[d->nbatch] = rs, strides[d->nbatch + 1] = cs;
     return dnnl_memory_desc_init_by_strides(md, d->nbatch + 2, dims, data_type(t), strides) == dnnl_success;
 }
