@@ -235,7 +235,7 @@ sp_status shape_dot(ir_graph *g, const ir_node *n, const ir_type *given, ir_type
     CHECK(ir_dims(n, "rc", &rc) == nc && ir_dims(n, "rb", &rb) == nb && x->t == y->t && dtype_is_float(x->t),
           "dot: %s and %s do not fit", TYPE_TEXT(x), TYPE_TEXT(y));
     unsigned lgone = 0, rgone = 0;
-    out[0].t = x->t;
+    out[0].t = x->t == DT_BF16 && ir_int(n, "f32", 0) ? DT_F32 : x->t;
     out[0].rank = 0;
     for (int i = 0; i < nb + nc; i++) {
         ir_dim l = i < nb ? lb[i] : lc[i - nb], r = i < nb ? rb[i] : rc[i - nb];

@@ -50,7 +50,34 @@ static void split_loss(const ir_graph *g, const bool *need, ir_val loss, ir_val 
     }
 }
 
+/* A weight's gradient is not rounded to bf16 on its way into the f32 sum: cast(permute*(dot)) takes dot's f32 result.
+ */
+static ir_val unrounded(ir_graph *g, ir_val dv) {
+    ir_node n = *ir_def(g, dv);
+    if (n.op == OP_cast && ir_typeof(g, dv)->t == DT_F32 && ir_typeof(g, n.in[0])->t == DT_BF16) {
+        ir_val x = n.in[0], chain[4];
+        int len = 0;
+        while ((ir_opof(g, x) == OP_permute || ir_opof(g, x) == OP_enter) && len < 4) {
+            chain[len++] = x;
+            x = ir_def(g, x)->in[0];
+        }
+        n = *ir_def(g, x);
+        if (n.op != OP_dot) return dv;
+        ir_attr *attr = ARENA_ARRAY(g->a, ir_attr, n.nattr + 1);
+        memcpy(attr, n.attr, sizeof *attr * (size_t)n.nattr);
+        attr[n.nattr] = A_I("f32", 1);
+        x = ir_op2(g, OP_dot, n.in[0], n.in[1], attr, n.nattr + 1); /* the rounded one is dead */
+        while (len-- > 0) {
+            ir_node view = *ir_def(g, chain[len]);
+            x = ir_op1(g, view.op, x, view.attr, view.nattr);
+        }
+        return x;
+    }
+    return dv;
+}
+
 static sp_status accumulate(differ *d, ir_val param, ir_val dv) {
+    dv = unrounded(d->g, dv);
     const char *name = ir_str(ir_def(d->g, param), "name");
     const ir_type *t = ir_typeof(d->g, param);
     CHECK(ir_typeof(d->g, dv)->rank == t->rank, "parameter '%s': a gradient of another rank", name);

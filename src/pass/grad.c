@@ -71,7 +71,9 @@ GRAD(expand) {
     int dims[IR_MAX_RANK], k = 0;
     for (int d = 0; d < TYPE(X)->rank; d++)
         if (TYPE(X)->dim[d] != TYPE(OUT)->dim[d]) dims[k++] = d;
-    din[0] = ir_reshape(g, ir_sum(g, DY, k, dims), TYPE(X)->rank, TYPE(X)->dim);
+    dtype t = TYPE(DY)->t; /* sums of bf16 are f32 */
+    ir_val sum = k ? ir_sum(g, ir_cast(g, DY, t == DT_BF16 ? DT_F32 : t), k, dims) : DY;
+    din[0] = ir_reshape(g, ir_cast(g, sum, t), TYPE(X)->rank, TYPE(X)->dim);
     return SP_OK;
 }
 
@@ -354,6 +356,7 @@ static ir_val dot_side(ir_graph *g, const ir_node *n, ir_val dy, int side) {
             oc[k++] = d;
         }
     ASSERT(k == other_free);
+    dy = ir_cast(g, dy, other.t); /* logits: an f32 cotangent of bf16 operands */
     ir_val r = ir_op2(g, OP_dot, dy, n->in[1 - side],
                       ATTRS(A_D("lc", k, yc), A_D("rc", k, oc), A_D("lb", nb, yb), A_D("rb", nb, ob)));
     /* r: batch, my free, then the contracted dimensions in the order that they have in the other operand */

@@ -9,7 +9,7 @@
 #include "device/ref/ref.h"
 
 /* The types the fast kernels compute in. */
-static inline bool cpu_fast_type(dtype t) { return t == DT_F32; }
+static inline bool cpu_fast_type(dtype t) { return t == DT_F32 || t == DT_BF16; }
 
 /* dot.c */
 dev_fn cpu_dot;

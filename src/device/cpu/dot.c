@@ -41,7 +41,8 @@ static bool describe(const dev_call *c, kern_gemm_desc *g) {
     int nc = ir_dims(c->node, "lc", &lc), nb = ir_dims(c->node, "lb", &lb);
     ir_dims(c->node, "rc", &rc);
     ir_dims(c->node, "rb", &rb);
-    if (!cpu_fast_type(x->type) || z->type != x->type || nb > KERN_GEMM_BATCH) return false;
+    bool types = x->type == y->type && (z->type == x->type || z->type == DT_F32);
+    if (!cpu_fast_type(x->type) || !types || nb > KERN_GEMM_BATCH) return false;
     *g = (kern_gemm_desc){
         .ab = x->type, .c = z->type, .nbatch = nb, .alpha = 1, .beta = c->accumulate ? 1 : 0, .threads = c->threads};
     for (int i = 0; i < nb; i++) {

@@ -171,10 +171,12 @@ static bool try_grid(dev_call *c, line_fn *line) {
     return true;
 }
 
+/* All operands and results contiguous and of one fast type. */
 static bool all_contiguous(const dev_call *c) {
-    bool ok = true;
-    for (int i = 0; i < c->nin; i++) ok &= tensor_contiguous(&c->in[i]) && c->in[i].type == DT_F32;
-    for (int i = 0; i < c->nout; i++) ok &= tensor_contiguous(&c->out[i]) && c->out[i].type == DT_F32;
+    dtype t = c->out[0].type;
+    bool ok = cpu_fast_type(t);
+    for (int i = 0; i < c->nin; i++) ok &= tensor_contiguous(&c->in[i]) && c->in[i].type == t;
+    for (int i = 0; i < c->nout; i++) ok &= tensor_contiguous(&c->out[i]) && c->out[i].type == t;
     return ok;
 }
 
@@ -200,7 +202,7 @@ static bool activation(ir_op op, kern_act *act) {
 sp_status cpu_unary(dev_call *c) {
     kern_act act;
     if (activation(c->op, &act) && all_contiguous(c)) {
-        kern_act_fwd(act, DT_F32, tensor_numel(&c->in[0]), c->in[0].data, c->out[0].data);
+        kern_act_fwd(act, c->out[0].type, tensor_numel(&c->in[0]), c->in[0].data, c->out[0].data);
         return SP_OK;
     }
     return c->op != OP_not && try_grid(c, line_unary) ? SP_OK : ref_unary(c);
@@ -211,11 +213,11 @@ sp_status cpu_binary(dev_call *c) {
     int64_t n = tensor_numel(&c->out[0]);
     bool flat = all_contiguous(c);
     if (activation(c->op, &act) && flat) {
-        kern_act_bwd(act, DT_F32, n, c->in[0].data, c->in[1].data, c->out[0].data);
+        kern_act_bwd(act, c->out[0].type, n, c->in[0].data, c->in[1].data, c->out[0].data);
         return SP_OK;
     }
     if (c->op == OP_swiglu && flat) {
-        kern_swiglu_fwd(DT_F32, 1, n, c->in[0].data, n, c->in[1].data, n, c->out[0].data, n);
+        kern_swiglu_fwd(c->out[0].type, 1, n, c->in[0].data, n, c->in[1].data, n, c->out[0].data, n);
         return SP_OK;
     }
     switch (c->op) {
@@ -226,6 +228,10 @@ sp_status cpu_binary(dev_call *c) {
     case OP_pow:
     case OP_max:
     case OP_min:
+        if (flat && c->out[0].type == DT_BF16 && (c->op == OP_add || c->op == OP_mul)) {
+            (c->op == OP_add ? kern_add : kern_mul)(DT_BF16, n, c->in[0].data, c->in[1].data, c->out[0].data);
+            return SP_OK;
+        }
         return try_grid(c, line_binary) ? SP_OK : ref_binary(c);
     default:
         return ref_binary(c);
@@ -235,7 +241,7 @@ sp_status cpu_binary(dev_call *c) {
 sp_status cpu_swiglu_grad(dev_call *c) {
     if (!all_contiguous(c)) return ref_swiglu_grad(c);
     int64_t n = tensor_numel(&c->out[0]);
-    kern_swiglu_bwd(DT_F32, 1, n, c->in[0].data, n, c->in[1].data, n, c->in[2].data, n, c->out[0].data, n,
+    kern_swiglu_bwd(c->out[0].type, 1, n, c->in[0].data, n, c->in[1].data, n, c->in[2].data, n, c->out[0].data, n,
                     c->out[1].data, n);
     return SP_OK;
 }
