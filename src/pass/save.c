@@ -46,7 +46,7 @@ static sp_status keep_boundary(arena *a, const remat_seg *s, remat_plan *p) {
 
 static const char *name_of(const save_model *m, const save_seg *s) {
     for (int v = 0; v < s->s.nval; v++) {
-        const ir_node *n = ir_def(m->g, s->val[v]);
+        const ir_node *n = ir_def(m->g, m->root[s->val[v]]);
         if (n->op == OP_param) return ir_str(n, "name");
     }
     return "";

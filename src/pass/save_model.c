@@ -214,7 +214,7 @@ static void add_op(maker *b, int node, bool backward) {
     remat_op op = {.seconds = w.seconds, .work = m->work[node], .nin = n->nin, .nout = n->nout, .in = in, .out = out};
     bool moves = n->op == OP_all_to_all || n->op == OP_all_gather;
     if ((flags & F_ELT && n->op != OP_copy) || n->op == OP_xent_grad) op.flags |= REMAT_INPLACE;
-    if (flags & F_EFFECT || (w.comm && (!moves || b->o->keep_collectives))) op.flags |= REMAT_BAN;
+    if (ir_has_effect(n) || (w.comm && (!moves || b->o->keep_collectives))) op.flags |= REMAT_BAN;
     if (backward) {
         vec_push(m->a, &b->bops, op);
         vec_push(m->a, &b->bwd, node);
