@@ -39,7 +39,26 @@ static int64_t comm_bytes(const plan *p, int64_t accum) {
     return sum;
 }
 
-static sp_status print_json(const cli_options *o, const plan *p, int ranks, int64_t max_seq) {
+/* Seconds of a step on the machine: microbatches, the reduction of partial gradients, the update (which reads weight,
+ * gradient and moments and writes all but the gradient). */
+static double step_seconds(const train_compiled *c, int64_t accum) {
+    const plan *p = c->plan;
+    const cost_machine *m = &c->machine;
+    double s = (double)accum * (c->cost.forward + c->cost.backward + c->cost.again);
+    for (int i = 0; i < p->params.n; i++) {
+        const plan_param *q = &p->params.data[i];
+        if (q->grad < 0) continue;
+        int64_t bytes = ir_numel(&q->type) * dtype_size(p->type);
+        if (q->partial && p->mesh.naxes) s += cost_collective(m, OP_all_reduce, bytes, p->mesh.axis[0].size);
+        s += 7 * (double)bytes / m->mem_bw;
+    }
+    return s;
+}
+
+static sp_status print_json(const cli_options *o, const train_compiled *c, int ranks, int64_t max_seq) {
+    const plan *p = c->plan;
+    double step = step_seconds(c, o->accum), again = (double)o->accum * c->cost.again;
+    bool ours = strcmp(c->save.policy, "budget") == 0;
     const plan_memory *m = &p->memory;
     char mesh[32];
     snprintf(mesh, sizeof mesh, "dp=1,seq=%d", ranks);
@@ -48,9 +67,10 @@ static sp_status print_json(const cli_options *o, const plan *p, int ranks, int6
         json_pack("{s:I, s:i, s:s, s:I, s:o, s:I, s:I, s:I, s:f, s:o, s:I, s:o, s:o}", "seq", (json_int_t)p->seq_valid,
                   "ranks", ranks, "mesh", mesh, "peak_bytes", (json_int_t)m->arena, "budget_bytes",
                   o->memory ? json_integer(o->memory) : json_null(), "live_lower_bound_bytes", (json_int_t)bound,
-                  "arena_bytes", (json_int_t)m->arena, "saved_bytes", (json_int_t)m->saved, "recompute_fraction", 0.0,
-                  "lower_bound_gap", json_null(), "comm_bytes_per_rank", (json_int_t)comm_bytes(p, o->accum),
-                  "step_seconds_estimate", json_null(), "max_seq", max_seq ? json_integer(max_seq) : json_null());
+                  "arena_bytes", (json_int_t)m->arena, "saved_bytes", (json_int_t)m->saved, "recompute_fraction",
+                  again / step, "lower_bound_gap", ours ? json_real(c->save.gap) : json_null(), "comm_bytes_per_rank",
+                  (json_int_t)comm_bytes(p, o->accum), "step_seconds_estimate", json_real(step), "max_seq",
+                  max_seq ? json_integer(max_seq) : json_null());
     CHECK(j, "out of memory");
     static const char *const parts[SEC_COUNT] = {"parameters", "gradients", "optimizer",
                                                  "constants",  "inputs",    "working"};
@@ -68,7 +88,10 @@ static void row(const char *name, int64_t bytes) {
     printf("  %-34s %14lld  %12s\n", name, (long long)bytes, human_bytes(bytes, text));
 }
 
-static void print_table(const cli_options *o, const plan *p, int ranks, int64_t max_seq) {
+static void seconds(const char *name, double s) { printf("  %-34s %14.6f  s\n", name, s); }
+
+static void print_table(const cli_options *o, const train_compiled *c, int ranks, int64_t max_seq) {
+    const plan *p = c->plan;
     const plan_memory *m = &p->memory;
     if (max_seq) printf("longest sequence within the budget: %lld tokens\n\n", (long long)max_seq);
     printf("%lld tokens a sequence, %lld a microbatch, %d rank%s; bytes on each rank\n\n", (long long)p->seq_valid,
@@ -86,6 +109,12 @@ static void print_table(const cli_options *o, const plan *p, int ranks, int64_t 
     printf("\n");
     row("saved by forward for backward", m->saved);
     row("sent to other ranks in a step", comm_bytes(p, o->accum));
+    printf("\n");
+    printf("  estimated on the machine %s\n", c->machine.name);
+    seconds("a step", step_seconds(c, o->accum));
+    seconds("  of it computed again", (double)o->accum * c->cost.again);
+    if (strcmp(c->save.policy, "budget") == 0 && o->memory)
+        seconds("  no plan computes again less than", (double)o->accum * c->save.bound);
 }
 
 /* The longest sequence whose plan fits: doubled until it does not, then bisected. Lengths that the model refuses for
@@ -133,18 +162,37 @@ static sp_status run(const cli_options *o, const train_model *m, int ranks) {
     TRY(train_compile(m, &s, &c));
     sp_status st = SP_OK;
     if (o->json)
-        st = print_json(o, c.plan, ranks, max_seq);
+        st = print_json(o, &c, ranks, max_seq);
     else
-        print_table(o, c.plan, ranks, max_seq);
+        print_table(o, &c, ranks, max_seq);
     train_compiled_free(&c);
     return st;
 }
 
-sp_status cmd_plan(const cli_options *o) {
-    TRY(cli_supported(o));
+/* A described machine gives what was not said: as many ranks as it has devices, a budget of one device's memory. */
+static sp_status apply_machine(cli_options *o, int *ranks) {
+    *ranks = (int)max64(1, cli_ranks(o));
+    if (!o->machine) return SP_OK;
+    arena *a = arena_new();
+    cost_machine m;
+    sp_status ok = cost_machine_parse(a, o->machine, &m);
+    arena_free(a);
+    TRY(ok);
+    if (m.count && !cli_ranks(o)) *ranks = m.count;
+    CHECK(!m.count || *ranks <= m.count, "--machine %s has %d devices; --ranks %d is more", o->machine, m.count,
+          *ranks);
+    if (!o->memory) o->memory = m.mem_bytes;
+    return SP_OK;
+}
+
+sp_status cmd_plan(const cli_options *given) {
+    cli_options o = *given;
+    int ranks;
+    TRY(cli_supported(&o));
+    TRY(apply_machine(&o, &ranks));
     train_model *m;
-    TRY(train_model_open(o->model, NULL, true, 0, &m));
-    sp_status s = run(o, m, (int)max64(1, cli_ranks(o)));
+    TRY(train_model_open(o.model, NULL, true, 0, &m));
+    sp_status s = run(&o, m, ranks);
     train_model_close(m);
     return s;
 }

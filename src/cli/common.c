@@ -7,7 +7,6 @@ sp_status cli_supported(const cli_options *o) {
     CHECK(o->zero == 0, "--zero %lld is not supported yet: parameters and optimizer state are whole on every rank",
           (long long)o->zero);
     CHECK(!o->host_memory, "--host-memory is not supported yet: nothing is moved to the host");
-    CHECK(!o->machine, "--machine is not supported yet: plans are for this machine");
     CHECK(!o->report, "--report is not supported yet; --json has the numbers");
     CHECK(strcmp(o->device, "cuda") != 0, "this build has no device 'cuda'; use --device cpu");
     return SP_OK;
@@ -26,6 +25,7 @@ train_setup cli_setup(const cli_options *o, int ranks, int threads) {
                          .save_policy = o->save_policy,
                          .tile_policy = o->tile_policy,
                          .break_rule = o->break_rule,
+                         .machine = o->machine,
                          .memory = o->memory,
                          .optimizer = o->command != CLI_CHECK};
 }

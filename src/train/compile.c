@@ -49,8 +49,12 @@ static sp_status compile(const train_model *m, const train_setup *s, train_compi
     plan_options po = {.optimizer = s->optimizer, .workspace = exec_workspace, .ctx = &eo};
     TRY(train_options(m, s, &c->options));
     pass_options passes = c->options;
+    TRY(cost_machine_parse(c->a, s->machine ? s->machine : "cpu", &c->machine));
+    passes.machine = &c->machine;
+    passes.save = &c->save;
     passes.lower = &po; /* what a plan really takes depends on the device */
     TRY(pass_pipeline(&forward, &passes, NULL, NULL, &joint));
+    c->cost = cost_graph(&c->machine, joint);
     TRY(plan_build(joint, &po, &c->plan));
     return check_budget(c->plan, s->memory);
 }

@@ -15,6 +15,7 @@ typedef struct train_setup {
     int threads;        /* of one rank's kernels */
     const char *exchange, *save_policy, *tile_policy;
     const char *break_rule; /* tests only: an op whose layout rule is wrong on purpose; NULL */
+    const char *machine;    /* what operators cost: a description (cost/cost.h); NULL: "cpu" */
     int64_t memory;         /* bytes a rank; 0: no budget */
     bool optimizer;         /* the plan holds AdamW's moments */
 } train_setup;
@@ -23,6 +24,9 @@ typedef struct train_compiled {
     arena *a; /* of the plan and its graphs */
     const device *dev;
     pass_options options; /* with the sizes that were used */
+    cost_machine machine;
+    cost_step cost;   /* of one microbatch on that machine */
+    save_report save; /* what is kept and what is computed again */
     plan *plan;
 } train_compiled;
 
