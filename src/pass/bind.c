@@ -45,14 +45,44 @@ static bool mentions_seq(const ir_graph *g, ir_val v, int dim) {
     return dim_mentions(g, ir_typeof(g, v)->dim[dim], "S");
 }
 
-/* Is the value zero on padding rows? True for per-row losses and label counts, and what keeps zeros. */
+/* The node behind v's views and casts. */
+static const ir_node *behind_views(const ir_graph *g, ir_val v) {
+    for (;;) {
+        const ir_node *n = ir_def(g, v);
+        if (n->op != OP_reshape && n->op != OP_permute && n->op != OP_expand && n->op != OP_slice && n->op != OP_cast &&
+            n->op != OP_copy)
+            return n;
+        v = n->in[0];
+    }
+}
+
+static bool is_fill(const ir_graph *g, ir_val v, double value) {
+    const ir_node *n = behind_views(g, v);
+    return n->op == OP_fill && ir_float(n, "value", 0) == value;
+}
+
+/* The labels, as they come or shifted (padded with the ignored label and cut). */
+static bool is_labels(const ir_graph *g, ir_val v, double ignore) {
+    const ir_node *n = behind_views(g, v);
+    if (n->op == OP_pad && ir_float(n, "value", 0) == ignore) n = behind_views(g, n->in[0]);
+    const char *name = n->op == OP_input ? ir_str(n, "name") : NULL;
+    return name && strcmp(name, "labels") == 0;
+}
+
+/* Is the value zero (false) on padding rows? True for per-row losses and label counts, and what keeps zeros. */
 static bool zero_at_padding(const ir_graph *g, ir_val v) {
+    const double ignore = -100; /* what the runtime puts on padding where no xent says otherwise */
     const ir_node *n = ir_def(g, v);
     switch (n->op) {
     case OP_xent:
         return g->values.data[v].index == 0;
     case OP_ne:
-        return true; /* label != ignore is false on padding; the operands are checked by their use in xent */
+        return (is_labels(g, n->in[0], ignore) && is_fill(g, n->in[1], ignore)) ||
+               (is_labels(g, n->in[1], ignore) && is_fill(g, n->in[0], ignore));
+    case OP_fill:
+        return ir_float(n, "value", 1) == 0;
+    case OP_select:
+        return zero_at_padding(g, n->in[2]) && (zero_at_padding(g, n->in[0]) || zero_at_padding(g, n->in[1]));
     case OP_reshape:
     case OP_permute:
     case OP_slice:
@@ -72,7 +102,7 @@ static bool zero_at_padding(const ir_graph *g, ir_val v) {
     }
 }
 
-/* Ops that would mix padding into real rows. Index arithmetic (i64, bool) only feeds positions and masks. */
+/* Ops that would mix padding into real rows. */
 static sp_status check_padding(const ir_graph *g, const ir_node *n, int64_t seq, int ranks) {
     const ir_dim *dims;
     int k = 0;
@@ -87,7 +117,6 @@ static sp_status check_padding(const ir_graph *g, const ir_node *n, int64_t seq,
     } else if (n->op == OP_softmax) {
         crosses = mentions_seq(g, n->in[0], (int)ir_int(n, "dim", 0));
     }
-    if (n->nin && !dtype_is_float(ir_typeof(g, n->in[0])->t)) crosses = false;
     CHECK(!crosses,
           "a sequence of %lld must be padded for %d ranks, but %s%s%s reduces over the sequence where padding would "
           "count; take a multiple of %d",
