@@ -18,6 +18,8 @@ typedef struct pass_options {
     const char *exchange;        /* "auto", "a2a", "gather" (ring comes later) */
     const char *save_policy;     /* save.h; NULL: "budget" */
     const char *tile_policy;     /* "auto", "off" */
+    int64_t tile_bytes;          /* bound on a loop's working set, and values above it are tiled; 0: by widths */
+    int64_t tile_rows;           /* fewest rows of one rank in a tile; 0: 256 */
     int64_t memory;              /* bytes a rank, 0: no budget */
     const cost_machine *machine; /* prices operators; NULL: "cpu" */
     const plan_options *lower;   /* how plans are lowered, for what they really take; NULL: only estimates */
@@ -40,6 +42,12 @@ sp_status pass_shard(const ir_graph *g, const pass_options *o, ir_graph **out) S
 
 /* diff.c: forward -> joint graph: outputs loss_sum and count, `accum` of every trainable parameter's gradient. */
 sp_status pass_diff(const ir_graph *g, ir_graph **out) SP_NODISCARD;
+
+/* tile.c: regions that work row by row become loops over tiles of the sequence. loss: those that hold forward and
+ * backward nodes (the loss head; before pass_save), else the others (after it). */
+sp_status pass_tile(const ir_graph *joint, const pass_options *o, bool loss, ir_graph **out) SP_NODISCARD;
+/* The fewest rows of one rank in a tile. */
+int64_t pass_tile_rows(const pass_options *o);
 
 /* schedule.c: the nodes in an order with a lower peak of live bytes, or the same order. */
 sp_status pass_schedule(const ir_graph *g, ir_graph **out) SP_NODISCARD;
