@@ -21,6 +21,8 @@ typedef struct dev_call {
     int64_t work_bytes;
     struct comm *comm; /* collectives: the ranks of the mesh axis */
     axis_layout from, to;
+    axis_layout tile; /* in a loop, dropout: how tiles cut the result; of how many this is which */
+    int64_t tiles, tile_index;
     int64_t offset; /* iota: the first index; attention: position of query row 0 among the keys */
     int threads;    /* the team that runs it */
     void *state;    /* the device's own, made by prepare */

@@ -1,11 +1,16 @@
 /* dropout.c - the kernel of dropout, for every device on the host: y = x * keep / (1 - p).
  *
  * The random number of an element is keyed on its index in the whole, unpadded tensor, so the mask is the same however
- * the sequence is cut or padded. bind writes those extents (`dims`), and of the dimension that holds the sequence how
- * long a row is with and without padding.
+ * the sequence is cut, tiled or padded. bind writes those extents (`dims`), and of the dimension that holds the
+ * sequence how long a row is with and without padding.
  */
 #include "device/philox.h"
 #include "device/ref/ref.h"
+
+/* The extent of dimension d on this rank, of which the result may be one tile. */
+static int64_t rows_of(const dev_call *c, int d) {
+    return c->out[0].dim[d] * (c->tile.kind == LAYOUT_SHARD && c->tile.dim == d ? c->tiles : 1);
+}
 
 sp_status dropout_run(dev_call *c) {
     const tensor *x = &c->in[0], *y = &c->out[0];
@@ -34,8 +39,12 @@ sp_status dropout_run(dev_call *c) {
             if (last >= 0) index[last] = i;
             for (int d = 0; d <= last; d++) { /* local index to index in the whole tensor, padding left out */
                 int64_t g = index[d];
+                if (c->tile.kind == LAYOUT_SHARD && c->tile.dim == d) {
+                    int64_t inner = y->dim[d] / c->tile.outer;
+                    g = (g / inner * c->tiles + c->tile_index) * inner + g % inner;
+                }
                 if (c->to.kind == LAYOUT_SHARD && c->to.dim == d) {
-                    int64_t inner = y->dim[d] / c->to.outer;
+                    int64_t inner = rows_of(c, d) / c->to.outer;
                     g = (g / inner * comm_size(c->comm) + c->offset) * inner + g % inner;
                 }
                 if (d == seq) g = g / padded * valid + g % padded;

@@ -25,6 +25,8 @@ static void fill_call(dev_call *c, const plan_instr *i, tensor *tensors) {
                     .accumulate = i->accumulate,
                     .from = i->from,
                     .to = i->to,
+                    .tile = i->tile,
+                    .tiles = i->tiles,
                     .in = tensors,
                     .out = tensors + i->nin};
     for (int k = 0; k < i->nin; k++) c->in[k] = i->in[k].t;
@@ -218,6 +220,7 @@ static sp_status run_list(exec *e, call *calls, int n, int64_t tile) {
         double start = e->profile ? now_s() : 0;
         for (int j = 0; k->run && j < k->c.nin + k->c.nout; j++)
             if (k->step[j]) k->c.in[j].data = k->start[j] + tile * k->step[j];
+        k->c.tile_index = tile;
         sp_status s = k->run ? k->run(&k->c) : SP_OK;
         for (int64_t t = 0; t < k->tiles && s == SP_OK; t++) s = run_list(e, k->body, k->nbody, t);
         if (e->profile) {

@@ -3,11 +3,12 @@
  *   before  %1 = input {name="input_ids", seq=1} : i64[B,S]         (B=2, S=9, 8 ranks)
  *   after   %1 = input {name="input_ids", seq=1} : i64[2,16]        graph: seq(9/16)
  *
- * S is replaced by the next multiple of the sequence axis, so that every later pass sees even cuts. The padding rows
- * are inert: the runtime gives them token 0 and the ignored label, positions made here become 0 where a table is read,
- * `xent` gives those no loss, and attention hides keys past the user's S (`kv_valid`). Where a graph would let padding
- * into a number - a sum or a softmax over the sequence that is not masked by labels - the length is refused by name
- * rather than computed wrongly.
+ * S is replaced by the next multiple of the sequence axis, so that every later pass sees even cuts; a little further
+ * when a rank's rows are otherwise a number that tiles cannot divide (pass_tile_padding). The padding rows are inert:
+ * the runtime gives them token 0 and the ignored label, positions made here become 0 where a table is read, `xent`
+ * gives those no loss, and attention hides keys past the user's S (`kv_valid`). Where a graph would let padding into a
+ * number - a sum or a softmax over the sequence that is not masked by labels - the length is refused by name rather
+ * than computed wrongly.
  *
  * Requires: an imported or parsed graph. Keeps: node order. After it no size is symbolic.
  */
@@ -145,12 +146,8 @@ static ir_val inert_ids(ir_graph *h, const ir_graph *g, ir_val old, ir_val ids, 
     return ids;
 }
 
-sp_status pass_bind(const ir_graph *g, const pass_options *o, ir_graph **out) {
-    CHECK(o->batch >= 1, "a batch of %lld sequences; at least 1", (long long)o->batch);
-    CHECK(o->seq >= 1, "a sequence of %lld tokens; at least 1", (long long)o->seq);
-    CHECK(o->ranks <= o->seq, "%d ranks for a sequence of %lld tokens; at most one rank a token", o->ranks,
-          (long long)o->seq);
-    env padded = {o->batch, round_up(o->seq, o->ranks)}, real = {o->batch, o->seq};
+static sp_status bind_to(const ir_graph *g, const pass_options *o, int64_t seq, ir_graph **out) {
+    env padded = {o->batch, seq}, real = {o->batch, o->seq};
     bool pads = padded.seq != real.seq;
     ir_graph *h = ir_new(g->a, g->name);
     h->seq = padded.seq;
@@ -215,4 +212,15 @@ sp_status pass_bind(const ir_graph *g, const pass_options *o, ir_graph **out) {
     for (int i = 0; i < g->outputs.n; i++) ir_set_output(h, g->outputs.data[i].name, map[g->outputs.data[i].value]);
     *out = h;
     return SP_OK;
+}
+
+sp_status pass_bind(const ir_graph *g, const pass_options *o, ir_graph **out) {
+    CHECK(o->batch >= 1, "a batch of %lld sequences; at least 1", (long long)o->batch);
+    CHECK(o->seq >= 1, "a sequence of %lld tokens; at least 1", (long long)o->seq);
+    CHECK(o->ranks <= o->seq, "%d ranks for a sequence of %lld tokens; at most one rank a token", o->ranks,
+          (long long)o->seq);
+    int64_t ranks = o->ranks > 1 ? o->ranks : 1, seq = round_up(o->seq, ranks);
+    int64_t rows = pass_tile_padding(o, seq / ranks);
+    if (rows > seq / ranks && bind_to(g, o, rows * ranks, out) == SP_OK) return SP_OK;
+    return bind_to(g, o, seq, out); /* padding that only tiles ask for is not worth a refusal */
 }

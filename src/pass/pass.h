@@ -46,8 +46,9 @@ sp_status pass_diff(const ir_graph *g, ir_graph **out) SP_NODISCARD;
 /* tile.c: regions that work row by row become loops over tiles of the sequence. loss: those that hold forward and
  * backward nodes (the loss head; before pass_save), else the others (after it). */
 sp_status pass_tile(const ir_graph *joint, const pass_options *o, bool loss, ir_graph **out) SP_NODISCARD;
-/* The fewest rows of one rank in a tile. */
-int64_t pass_tile_rows(const pass_options *o);
+/* The rows of a rank after padding for tiles: as they are when they can be cut well or need not be, else up to the next
+ * multiple of a power of two; at most one row in tile_rows more. */
+int64_t pass_tile_padding(const pass_options *o, int64_t rows);
 
 /* schedule.c: the nodes in an order with a lower peak of live bytes, or the same order. */
 sp_status pass_schedule(const ir_graph *g, ir_graph **out) SP_NODISCARD;

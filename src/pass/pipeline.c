@@ -9,13 +9,22 @@
         if (after) after(ctx, name, g);                                                                                \
     } while (0)
 
+/* What comes after `save`, on its candidates. */
+static sp_status tile(const void *options, const ir_graph *g, ir_graph **out) {
+    return pass_tile(g, options, false, out);
+}
+
 /* The pass `save` with the pipeline's options. */
 static sp_status save(const ir_graph *g, const pass_options *o, ir_graph **out) {
     cost_machine cpu;
     save_report unused;
     TRY(cost_machine_parse(g->a, "cpu", &cpu));
-    save_options so = {
-        .policy = o->save_policy, .memory = o->memory, .machine = o->machine ? o->machine : &cpu, .lower = o->lower};
+    save_options so = {.policy = o->save_policy,
+                       .memory = o->memory,
+                       .machine = o->machine ? o->machine : &cpu,
+                       .lower = o->lower,
+                       .finish = tile,
+                       .ctx = o};
     return pass_save(g, &so, o->save ? o->save : &unused, out);
 }
 

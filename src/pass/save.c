@@ -104,8 +104,10 @@ static void take(search *s, int point) {
 /* The bytes of a rank when the graph is lowered and placed. */
 static sp_status lowered(const save_options *o, const ir_graph *g, save_report *r, int64_t *bytes) {
     plan *p;
+    ir_graph *done = (ir_graph *)g;
     r->rounds++;
-    TRY(plan_build(g, o->lower, &p));
+    if (o->finish) TRY(o->finish(o->ctx, g, &done));
+    TRY(plan_build(done, o->lower, &p));
     *bytes = p->memory.arena;
     return SP_OK;
 }

@@ -20,6 +20,9 @@ typedef struct save_options {
     int64_t memory;              /* bytes of one rank, everything included; 0: no budget */
     const cost_machine *machine; /* prices the operators */
     bool keep_collectives;       /* never run a collective twice (default: those that only move data may) */
+    /* What becomes of a candidate before it is lowered: the pass `tile`. NULL: nothing. */
+    sp_status (*finish)(const void *ctx, const ir_graph *g, ir_graph **out);
+    const void *ctx;
     const plan_options *lower; /* how candidates are lowered and placed: what they really take. NULL: estimates only */
 } save_options;
 

@@ -194,6 +194,13 @@ static sp_status emit_loop(const tiler *t, int index, ir_graph *h, ir_val *map) 
     return SP_OK;
 }
 
+/* What a forward node needs is forward: the cotangent of the loss, which the loss head reads. */
+static void retag(ir_graph *h) {
+    for (int i = h->nodes.n - 1; i >= 0; i--)
+        for (int k = 0; !h->nodes.data[i].tag && k < h->nodes.data[i].nin; k++)
+            ir_def(h, h->nodes.data[i].in[k])->tag = 0;
+}
+
 static sp_status rebuild(const tiler *t, ir_graph **out) {
     const ir_graph *g = t->g;
     tile_order order = {0};
@@ -212,20 +219,35 @@ static sp_status rebuild(const tiler *t, ir_graph **out) {
             TRY(ir_copy_node(h, g, order.data[i], map));
     }
     for (int i = 0; i < g->outputs.n; i++) ir_set_output(h, g->outputs.data[i].name, map[g->outputs.data[i].value]);
+    retag(h);
     *out = ir_dce(h);
     return SP_OK;
 }
 
-int64_t pass_tile_rows(const pass_options *o) { return o->tile_rows ? o->tile_rows : 256; }
+/* ---- the pass ---------------------------------------------------------------------------------- */
+
+static bool off(const pass_options *o) { return o->tile_policy && strcmp(o->tile_policy, "off") == 0; }
+static int64_t least_rows(const pass_options *o) { return o->tile_rows ? o->tile_rows : 256; }
+
+/* The largest number of tiles: the largest divisor that leaves each enough rows. */
+static int64_t most_tiles(int64_t rows, int64_t least) {
+    for (int64_t n = rows / least; n > 1; n--)
+        if (rows % n == 0) return n;
+    return 1;
+}
+
+int64_t pass_tile_padding(const pass_options *o, int64_t rows) {
+    int64_t least = least_rows(o), want = rows / least, unit = 1;
+    if (off(o) || 2 * most_tiles(rows, least) > want) return rows;
+    while (2 * unit <= want) unit *= 2;
+    return round_up(rows, unit);
+}
 
 sp_status pass_tile(const ir_graph *g, const pass_options *o, bool loss, ir_graph **out) {
     *out = (ir_graph *)g;
-    if (o->tile_policy && strcmp(o->tile_policy, "off") == 0) return SP_OK;
-    int ranks = o->ranks > 1 ? o->ranks : 1;
-    tiler t = {.g = g, .o = o, .rows = g->seq / ranks, .min_rows = pass_tile_rows(o), .most = 1};
-    for (int64_t n = 2; n <= t.rows / t.min_rows; n++)
-        if (t.rows % n == 0) t.most = n;
-    if (t.most == 1) return SP_OK;
+    tiler t = {.g = g, .o = o, .rows = g->seq / (o->ranks > 1 ? o->ranks : 1), .min_rows = least_rows(o)};
+    t.most = most_tiles(t.rows, t.min_rows);
+    if (off(o) || t.most == 1) return SP_OK;
     t.a = arena_new();
     tile_analyse(&t);
     tile_find(&t, loss);

@@ -450,8 +450,13 @@ static sp_status lower_node(builder *b, const ir_node *n, const int *user, bool 
         i->accumulate = true;
     }
     if (n->op == OP_dropout) { /* random numbers belong to elements of the whole tensor */
-        for (int a = 0; a < b->g->mesh.naxes; a++) i->to = ir_layoutof(b->g, n->out[0])->axis[a];
+        for (int a = 0; a < b->p->mesh.naxes; a++) i->to = ir_layoutof(b->g, n->out[0])->axis[a];
         i->rank_offset = 1;
+        int tile = ir_tile_axis(b->g);
+        if (tile >= 0) {
+            i->tile = ir_layoutof(b->g, n->out[0])->axis[tile];
+            i->tiles = b->g->mesh.axis[tile].size;
+        }
     }
     if (n->op == OP_iota || n->op == OP_attention || n->op == OP_attention_grad) {
         ir_val v = n->op == OP_iota ? n->out[0] : n->in[0];
