@@ -1,7 +1,7 @@
 /* json.c - fuzzes the decoding of an archive's JSON and its lowering to a graph: the input is the program's text, which
  * the target puts into an archive with valid checksums. Behind a NUL byte may follow the list of weights. */
 #include "fuzz/fuzz.h"
-#include "import/pt2.h"
+#include "import/import.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const uint8_t *nul = size ? memchr(data, 0, size) : NULL;
@@ -13,12 +13,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (nul) fuzz_zip_add(&z, "m/data/weights/model_weights_config.json", nul + 1, size - n - 1);
     fuzz_zip_add(&z, "m/data/weights/weight_0", weight, sizeof weight);
     fuzz_zip_add(&z, "m/data/weights/weight_1", weight, 0);
-    pt2 *p;
-    if (pt2_open(fuzz_zip_end(&z), &p) == SP_OK) {
-        arena *a = arena_new();
-        for (int i = 0; i < p->graph->n_nodes; i++) pt2_source(a, &p->graph->nodes[i]);
-        arena_free(a);
-        pt2_close(p);
+    arena *a = arena_new();
+    ir_graph *g;
+    import_info info;
+    if (import_pt2(a, fuzz_zip_end(&z), &g, &info) == SP_OK) {
+        ASSERT(ir_verify(g, "import") == SP_OK);
+        for (int i = 0; i < info.program->graph->n_nodes; i++) pt2_source(a, &info.program->graph->nodes[i]);
+        import_close(&info);
     }
+    arena_free(a);
     return 0;
 }

@@ -48,6 +48,34 @@ class Block(torch.nn.Module):
         return F.cross_entropy(self.head(x).flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
+class Ops(torch.nn.Module):
+    """One of each operator that models use beside those of Block."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(256, 4)
+        self.scale = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, input_ids, labels):
+        x = self.embed(input_ids)
+        b, s, d = x.shape
+        x = self.scale * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+        p = torch.arange(s)
+        angle = torch.outer(p, torch.tensor([1.0, 0.1])).float()
+        cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
+        x = x * cos + torch.cat([-x[..., 2:], x[..., :2]], -1) * sin
+        gate, up = torch.chunk(torch.cat([x, x], -1), 2, dim=-1)
+        x = F.silu(gate) * up + F.gelu(x) - torch.tanh(x) / 3 + F.relu(x).sqrt()
+        near = (p[:, None] >= p[None, :]) & (p[:, None] - p[None, :] < 4)
+        w = torch.einsum("bqd,bkd->bqk", x, x).masked_fill(~near, float("-inf")).softmax(-1)
+        x = torch.where(input_ids[..., None] > 0, (w @ x).clamp(-5, 5), x.new_zeros(b, s, d))
+        x = x.repeat_interleave(2, dim=-1)[:, :, ::2] + F.pad(x[..., 1:], (0, 1)) + x.cumsum(1)
+        logits = F.linear(x, self.embed.weight).log_softmax(-1)
+        picked = logits.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
+        valid = (labels != -100).float()
+        return -(picked * valid).sum() / valid.sum()
+
+
 def write(target, name, data):
     folder = os.path.join(HERE, "corpus", target)
     os.makedirs(folder, exist_ok=True)
@@ -56,7 +84,7 @@ def write(target, name, data):
 
 
 def archives():
-    for name, module in ("tiny", Tiny()), ("block", Block()):
+    for name, module in ("tiny", Tiny()), ("block", Block()), ("ops", Ops()):
         ids = torch.zeros(2, 8, dtype=torch.long)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, name + ".pt2")
