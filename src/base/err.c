@@ -4,6 +4,9 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#undef err_set /* the analyzer's macros */
+#undef err_note
+
 enum { ERR_MAX = 4096 };
 /* Like errno: each thread (a loop rank is a thread) has its own text. */
 static _Thread_local char err_buffer[ERR_MAX];

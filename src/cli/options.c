@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -201,8 +202,10 @@ static sp_status parse_mesh(const char *text, int64_t *dp, int64_t *seq) {
 }
 
 static bool is_mesh_of_two(const char *text) { /* UxR */
-    int u, r, n = 0;
-    return sscanf(text, "%dx%d%n", &u, &r, &n) == 2 && !text[n] && u > 0 && r > 0;
+    char *end;
+    if (*text < '1' || *text > '9' || strtol(text, &end, 10) > INT_MAX || *end != 'x') return false;
+    text = end + 1;
+    return *text >= '1' && *text <= '9' && strtol(text, &end, 10) <= INT_MAX && !*end;
 }
 
 static sp_status parse_setting(const char *text, cli_options *o) {

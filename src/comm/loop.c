@@ -437,7 +437,7 @@ sp_status comm_loop_run(int ranks, sp_status (*body)(comm *c, void *arg), void *
         err_set("rank %d: %s", job.failed_rank, job.reason);
     else if (job.failed)
         err_set("%s", job.reason);
-    while (job.groups) group_free(job.groups); /* a failed body may have left some */
+    while (job.groups) group_free(job.groups); /* a failed body may have left some; NOLINT: each unlinks itself */
     pthread_mutex_destroy(&job.lock);
     free(thread), free(job.where);
     return job.failed ? SP_FAIL : SP_OK;

@@ -157,9 +157,8 @@ static sp_status read_entries(st_file *f, const shard *s, json_t *root, int64_t 
 
 static sp_status read_shard(st_file *f, const char *path) {
     shard s = {0};
-    sp_status status = map_file(f, path, &s);
-    if (s.map) vec_push(f->a, &f->shards, s);
-    TRY(status);
+    TRY(map_file(f, path, &s));
+    vec_push(f->a, &f->shards, s);
     uint64_t n;
     memcpy(&n, s.map, 8);
     if (n > MAX_HEADER || n > (uint64_t)s.len - 8 || n < 2) DAMAGED(&s, "its header is longer than the file");
@@ -167,8 +166,8 @@ static sp_status read_shard(st_file *f, const char *path) {
     json_error_t err;
     json_t *root = json_loadb((const char *)s.map + 8, (size_t)n, JSON_REJECT_DUPLICATES, &err);
     CHECK(root, "%s: damaged safetensors file (%s); copy it again", path, err.text);
-    status = json_is_object(root) ? read_entries(f, &s, root, 8 + (int64_t)n)
-                                  : err_set("%s: damaged safetensors file", path);
+    sp_status status = json_is_object(root) ? read_entries(f, &s, root, 8 + (int64_t)n)
+                                            : err_set("%s: damaged safetensors file", path);
     json_decref(root);
     return status;
 }

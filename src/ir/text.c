@@ -244,7 +244,7 @@ static sp_status parse_dim(parser *ps, ir_graph *g, ir_dim *d) {
     }
     if (++ps->depth > MAX_DEPTH) return bad(ps, "a size expression less deep");
     ps->p++;
-    ir_dim a, b;
+    ir_dim a = 0, b = 0;
     TRY(parse_dim(ps, g, &a));
     TRY(need(ps, ","));
     TRY(parse_dim(ps, g, &b));
@@ -279,7 +279,7 @@ static sp_status parse_type(parser *ps, ir_graph *g, ir_type *t, ir_layout *l) {
     while (!eat(ps, "]")) {
         if (t->rank == IR_MAX_RANK) return bad(ps, "at most 8 dimensions");
         if (t->rank) TRY(need(ps, ","));
-        ir_dim d;
+        ir_dim d = 0;
         int64_t v;
         TRY(parse_dim(ps, g, &d));
         if (dim_value(g, d, &v) && (v < 0 || v > (1LL << 40))) return bad(ps, "an extent");
@@ -322,7 +322,7 @@ static sp_status parse_attr(parser *ps, ir_graph *g, ir_attr *a) {
         VEC(ir_dim) v = {0};
         a->kind = ATTR_DIMS;
         while (!eat(ps, "]")) {
-            ir_dim d;
+            ir_dim d = 0;
             if (v.n) TRY(need(ps, ","));
             TRY(parse_dim(ps, g, &d));
             vec_push(ps->a, &v, d);

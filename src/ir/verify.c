@@ -76,9 +76,10 @@ sp_status ir_check_attrs(ir_op op, int nin, const ir_attr *attr, int nattr) {
     for (int i = 0; i < nattr; i++) {
         CHECK(attr[i].kind != ATTR_DIMS || attr[i].n <= IR_MAX_RANK, "%s: attribute '%s' is too long",
               op_table[op].name, attr[i].key);
-        CHECK(strcmp(attr[i].key, "dim") || attr[i].kind != ATTR_INT || (attr[i].i >= 0 && attr[i].i < IR_MAX_RANK),
+        CHECK(strcmp(attr[i].key, "dim") != 0 || attr[i].kind != ATTR_INT ||
+                  (attr[i].i >= 0 && attr[i].i < IR_MAX_RANK),
               "%s: dimension %lld", op_table[op].name, (long long)attr[i].i);
-        CHECK(strcmp(attr[i].key, "outer") || attr[i].kind != ATTR_INT || attr[i].i >= 1, "%s: outer=%lld",
+        CHECK(strcmp(attr[i].key, "outer") != 0 || attr[i].kind != ATTR_INT || attr[i].i >= 1, "%s: outer=%lld",
               op_table[op].name, (long long)attr[i].i);
     }
     if (op == OP_attention || op == OP_attention_grad) {

@@ -360,7 +360,7 @@ static ir_val dot_side(ir_graph *g, const ir_node *n, ir_val dy, int side) {
     ir_val r = ir_op2(g, OP_dot, dy, n->in[1 - side],
                       ATTRS(A_D("lc", k, yc), A_D("rc", k, oc), A_D("lb", nb, yb), A_D("rb", nb, ob)));
     /* r: batch, my free, then the contracted dimensions in the order that they have in the other operand */
-    int at[IR_MAX_RANK], perm[IR_MAX_RANK], free_at = nb, used = 0;
+    int at[IR_MAX_RANK] = {0}, perm[IR_MAX_RANK], free_at = nb, used = 0;
     for (int d = 0; d < other.rank; d++)
         for (int i = 0; i < nc; i++)
             if (c[1 - side][i] == d) at[i] = nb + my_free + used++;

@@ -160,7 +160,10 @@ sp_status train_data_open(const char *path, const train_data_options *options, t
     CHECK(rows || tokens, "data file %s: the name must end in .txt (bytes), .bin (tokens) or .safetensors (rows)",
           path);
     train_data *d = calloc(1, sizeof *d);
-    CHECK(d && (d->path = strdup(path)), "out of memory");
+    if (!d || !(d->path = strdup(path))) {
+        free(d);
+        FAIL("out of memory");
+    }
     d->opt = *options;
     if ((rows ? open_rows(d) : open_tokens(d)) != SP_OK) {
         train_data_close(d);

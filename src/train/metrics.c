@@ -62,7 +62,11 @@ sp_status train_metrics_open(const char *path, int64_t resume_step, train_metric
         }
     }
     train_metrics *m = calloc(1, sizeof *m);
-    CHECK(m && (m->path = strdup(path)), "out of memory");
+    if (!m || !(m->path = strdup(path))) {
+        free(m);
+        close(fd);
+        FAIL("out of memory");
+    }
     m->fd = fd;
     *out = m;
     return SP_OK;

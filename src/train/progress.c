@@ -69,7 +69,7 @@ void train_progress_step(train_progress *p, const train_step_record *r) {
         struct winsize size;
         int width = ioctl(p->fd, TIOCGWINSZ, &size) == 0 && size.ws_col >= 20 ? size.ws_col : 80;
         if (width > 300) width = 300;
-        memcpy(line, "\r\033[K", 4); /* to the line's start, clear it */
+        memcpy(line, "\r\033[K", 4); /* to the line's start, clear it; NOLINT: no string */
         int n = 4 + train_progress_format(p, r, now, width, line + 4, sizeof line - 4);
         put(p->fd, line, n);
         p->open_line = true;
