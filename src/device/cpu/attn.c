@@ -47,6 +47,23 @@ static bool doc_apart(const int64_t *doc, int64_t n, int64_t lo, int64_t hi) {
     return h < lo || l > hi;
 }
 
+int64_t attn_documents_bytes(int64_t B, int64_t Sk) {
+    return round_up(16 * B * ceil_div(Sk, ATTN_DOC_RUN), KERN_ALIGN);
+}
+
+void attn_documents(attn *a, void *mem) {
+    if (!a->p->doc_k) return;
+    const int64_t runs = ceil_div(a->Sk, ATTN_DOC_RUN);
+    int64_t *least = mem, *greatest = least + a->B * runs;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < a->B * runs; i++) {
+        int64_t b = i / runs, k = i % runs * ATTN_DOC_RUN;
+        doc_minmax(a->p->doc_k + b * a->p->doc_k_bs + k, min64(ATTN_DOC_RUN, a->Sk - k), &least[i], &greatest[i]);
+    }
+    a->doc_min = least;
+    a->doc_max = greatest;
+}
+
 void attn_range(const attn *a, int64_t b, int64_t q0, int64_t nq, int64_t *lo, int64_t *hi) {
     const kern_attn_params *p = a->p;
     int64_t l = max64(*lo, 0), h = min64(*hi, a->kv);
@@ -57,14 +74,22 @@ void attn_range(const attn *a, int64_t b, int64_t q0, int64_t nq, int64_t *lo, i
         int64_t dl, dh;
         const int64_t *dk = p->doc_k + b * p->doc_k_bs;
         doc_minmax(p->doc_q + b * p->doc_q_bs + q0, nq, &dl, &dh);
+        const int64_t runs = ceil_div(a->Sk, ATTN_DOC_RUN);
+        const int64_t *least = a->doc_min + b * runs, *greatest = a->doc_max + b * runs;
         while (l < h) {
-            int64_t n = min64(DOC_BLOCK - l % DOC_BLOCK, h - l);
-            if (!doc_apart(dk + l, n, dl, dh)) break;
+            int64_t n = min64(DOC_BLOCK - l % DOC_BLOCK, h - l), run = l / ATTN_DOC_RUN;
+            if (greatest[run] < dl || least[run] > dh)
+                n = min64(ATTN_DOC_RUN - l % ATTN_DOC_RUN, h - l);
+            else if (!doc_apart(dk + l, n, dl, dh))
+                break;
             l += n;
         }
         while (l < h) {
-            int64_t n = min64((h - 1) % DOC_BLOCK + 1, h - l);
-            if (!doc_apart(dk + h - n, n, dl, dh)) break;
+            int64_t n = min64((h - 1) % DOC_BLOCK + 1, h - l), run = (h - 1) / ATTN_DOC_RUN;
+            if (greatest[run] < dl || least[run] > dh)
+                n = min64((h - 1) % ATTN_DOC_RUN + 1, h - l);
+            else if (!doc_apart(dk + h - n, n, dl, dh))
+                break;
             h -= n;
         }
     }

@@ -11,6 +11,8 @@
 #include "device/cpu/pack.h"
 #include "device/cpu/threads.h"
 
+enum { ATTN_DOC_RUN = 256 };
+
 typedef struct attn {
     const kern_attn_params *p;
     int64_t B, H, Hkv, Sq, Sk, D;
@@ -19,6 +21,8 @@ typedef struct attn {
     bool bf;      /* q, k, v, o are bf16 */
     bool natural; /* softcap or a bias needs scores in natural units before they become powers of two */
     bool pairs;   /* bf16 with hardware dot products of pairs: q, k, v, P, dS enter products as bf16 */
+    /* Least and greatest document of every ATTN_DOC_RUN keys, (B, ceil(Sk/ATTN_DOC_RUN)); NULL without documents. */
+    const int64_t *doc_min, *doc_max;
     float qscale; /* what q (with pairs: the raw scores) is multiplied by: scale, times log2(e) unless natural */
 } attn;
 
@@ -26,6 +30,10 @@ typedef struct attn {
 void attn_init(attn *a, const tensor *q, const tensor *k, const kern_attn_params *p);
 /* Asserts that t is (B,S,heads,D) with the type of q and a contiguous D. */
 void attn_check(const attn *a, const tensor *t, int64_t s, int64_t heads, dtype type);
+
+/* Fills doc_min and doc_max in mem, of attn_documents_bytes, where there are documents. */
+void attn_documents(attn *a, void *mem);
+int64_t attn_documents_bytes(int64_t B, int64_t Sk);
 
 /* The keys [*lo, *hi) outside of which no query of rows [q0, q0+nq) sees anything, by causality, window, padding and
  * the documents at both ends; *lo == *hi when there is none. Starts from the given [*lo, *hi). */

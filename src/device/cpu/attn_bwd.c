@@ -74,7 +74,7 @@ typedef struct passed {
 typedef struct plan {
     int64_t blocks, tiles, group; /* key blocks a head, query tiles a head, query heads a kv head */
     int64_t units, wave;          /* kv heads in the batch; how many of them are in work at once */
-    int64_t off_passed, off_delta, off_dq, off_threads, part; /* bytes */
+    int64_t off_docs, off_passed, off_delta, off_dq, off_threads, part; /* bytes */
     size_t bytes;
 } plan;
 
@@ -85,7 +85,8 @@ static plan make_plan(const tensor *q, const tensor *k, int threads) {
     x.wave = bf ? min64(x.units, ceil_div(2 * threads, max64(x.blocks, 1))) : x.units;
     scratch w;
     x.part = 4 * scratch_layout(D, round_up(D, VL), NULL, &w);
-    x.off_passed = KERN_ALIGN; /* the first line holds the counter of blocks handed out */
+    x.off_docs = KERN_ALIGN; /* the first line holds the counter of blocks handed out */
+    x.off_passed = x.off_docs + attn_documents_bytes(B, Sk);
     x.off_delta = x.off_passed + (int64_t)sizeof(passed) * x.units * x.blocks;
     x.off_dq = x.off_delta + round_up(4 * B * H * Sq, KERN_ALIGN);
     x.off_threads = x.off_dq + (bf ? round_up(4 * x.wave * x.group * Sq * D, KERN_ALIGN) : 0);
@@ -354,6 +355,7 @@ void kern_attn_bwd(const tensor *q, const tensor *k, const tensor *v, const tens
     t.x = make_plan(q, k, threads);
     const plan *x = &t.x;
     ASSERT(ws_bytes >= x->bytes);
+    attn_documents(&t.a, t.ws + x->off_docs);
     atomic_int_least64_t *next = ws;
     passed *line = (passed *)(t.ws + x->off_passed);
     float *delta = (float *)(t.ws + x->off_delta);

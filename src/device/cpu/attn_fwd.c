@@ -36,9 +36,9 @@ static int64_t scratch_layout(int64_t D, int64_t Dp, float *base, scratch *w) {
 }
 
 size_t kern_attn_fwd_ws(const tensor *q, const tensor *k, int threads) {
-    (void)k;
     scratch w;
-    return sizeof(float) * (size_t)scratch_layout(q->dim[3], round_up(q->dim[3], VL), NULL, &w) * (size_t)threads;
+    const int64_t part = scratch_layout(q->dim[3], round_up(q->dim[3], VL), NULL, &w);
+    return (size_t)(attn_documents_bytes(q->dim[0], k->dim[1]) + 4 * part * threads);
 }
 
 /* The running softmax over n (even with pairs) score rows of one panel: s becomes P, max and sum move on, and factor is
@@ -193,10 +193,12 @@ void kern_attn_fwd(const tensor *q, const tensor *k, const tensor *v, const tens
     if (!items) return;
     scratch unused;
     const int64_t part = scratch_layout(a.D, a.Dp, NULL, &unused);
+    float *scratches = (float *)((char *)ws + attn_documents_bytes(a.B, a.Sk));
+    attn_documents(&a, ws);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t item = 0; item < items; item++) {
         scratch w = {0};
-        scratch_layout(a.D, a.Dp, (float *)ws + part * omp_get_thread_num(), &w);
+        scratch_layout(a.D, a.Dp, scratches + part * omp_get_thread_num(), &w);
         /* Last blocks first: under a causal mask they are the longest. */
         int64_t i = blocks - 1 - item / (a.B * a.H), bh = item % (a.B * a.H);
         block(&a, &w, q, k, v, o, lse, bh / a.H, bh % a.H, i * bq, min64(bq, a.Sq - i * bq));
