@@ -1,6 +1,7 @@
 /* cmd_plan.c - `autosp plan`: what a step needs, before anything runs. Nothing is loaded and nothing is allocated: only
  * the shapes of the model are read. */
 #include "cli/commands.h"
+#include "cli/report.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -51,6 +52,18 @@ static double step_seconds(const train_compiled *c, int64_t accum) {
         int64_t bytes = ir_numel(&q->type) * dtype_size(p->type);
         if (q->partial && p->mesh.naxes) s += cost_collective(m, OP_all_reduce, bytes, p->mesh.axis[0].size);
         s += 7 * (double)bytes / m->mem_bw;
+    }
+    return s;
+}
+
+/* Seconds of a step's collectives: those of the microbatches and the reduction of the gradients. */
+static double comm_seconds(const train_compiled *c, int64_t accum) {
+    double s = (double)accum * c->cost.comm;
+    const plan *p = c->plan;
+    for (int i = 0; i < p->params.n && p->mesh.naxes; i++) {
+        const plan_param *q = &p->params.data[i];
+        int64_t bytes = ir_numel(&q->type) * dtype_size(p->type);
+        if (q->grad >= 0 && q->partial) s += cost_collective(&c->machine, OP_all_reduce, bytes, p->mesh.axis[0].size);
     }
     return s;
 }
@@ -113,8 +126,24 @@ static void print_table(const cli_options *o, const train_compiled *c, int ranks
     printf("  estimated on the machine %s\n", c->machine.name);
     seconds("a step", step_seconds(c, o->accum));
     seconds("  of it computed again", (double)o->accum * c->cost.again);
+    seconds("  of it communication", comm_seconds(c, o->accum));
     if (strcmp(c->save.policy, "budget") == 0 && o->memory)
         seconds("  no plan computes again less than", (double)o->accum * c->save.bound);
+}
+
+static sp_status write_report(const cli_options *o, const train_compiled *c, int ranks, int64_t max_seq) {
+    report_facts f = {.model = o->model,
+                      .ranks = ranks,
+                      .accum = o->accum,
+                      .budget = o->memory,
+                      .max_seq = max_seq,
+                      .comm_bytes = comm_bytes(c->plan, o->accum),
+                      .machine = c->machine.name,
+                      .step_seconds = step_seconds(c, o->accum),
+                      .again_seconds = (double)o->accum * c->cost.again,
+                      .comm_seconds = comm_seconds(c, o->accum),
+                      .save = &c->save};
+    return report_write(o->report, c->plan, &f);
 }
 
 /* The longest sequence whose plan fits: doubled until it does not, then bisected. Lengths that the model refuses for
@@ -153,7 +182,7 @@ static sp_status run(const cli_options *o, const train_model *m, int ranks) {
     train_setup s = cli_setup(o, ranks, max64(1, o->threads) > 1 ? (int)o->threads : 1);
     int64_t max_seq = 0;
     if (o->seq_max) {
-        CHECK(o->memory, "--seq max needs --memory BYTES");
+        CHECK(o->memory, "--seq max needs --memory BYTES, or a --machine");
         CHECK(!m->fixed_seq, "the model was exported for sequences of %lld tokens only", (long long)m->fixed_seq);
         TRY(longest(m, s, &max_seq));
         s.seq = max_seq;
@@ -165,6 +194,7 @@ static sp_status run(const cli_options *o, const train_model *m, int ranks) {
         st = print_json(o, &c, ranks, max_seq);
     else
         print_table(o, &c, ranks, max_seq);
+    if (st == SP_OK && o->report) st = write_report(o, &c, ranks, max_seq);
     train_compiled_free(&c);
     return st;
 }
@@ -177,7 +207,7 @@ static sp_status apply_machine(cli_options *o, int *ranks) {
     cost_machine m;
     sp_status ok = cost_machine_parse(a, o->machine, &m);
     arena_free(a);
-    TRY(ok);
+    TRY_NOTE(ok, "--machine");
     if (m.count && !cli_ranks(o)) *ranks = m.count;
     CHECK(!m.count || *ranks <= m.count, "--machine %s has %d devices; --ranks %d is more", o->machine, m.count,
           *ranks);

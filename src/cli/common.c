@@ -7,7 +7,6 @@ sp_status cli_supported(const cli_options *o) {
     CHECK(o->zero == 0, "--zero %lld is not supported yet: parameters and optimizer state are whole on every rank",
           (long long)o->zero);
     CHECK(!o->host_memory, "--host-memory is not supported yet: nothing is moved to the host");
-    CHECK(!o->report, "--report is not supported yet; --json has the numbers");
     CHECK(strcmp(o->device, "cuda") != 0, "this build has no device 'cuda'; use --device cpu");
     return SP_OK;
 }

@@ -94,7 +94,7 @@ static const row rows[] = {
     {.help = "Looking inside"},
     {"tolerance", REAL, AT(tolerance), C, "X", NULL, TINY, 1e6,
      "most that a gradient may differ (default: 1e-5; f64: 1e-11)"},
-    {"machine", TEXT, AT(machine), P | D, "NAME", NULL, 0, 0, "plan for a described machine"},
+    {"machine", TEXT, AT(machine), P, "NAME", NULL, 0, 0, "plan for a described machine: h100x8, a100-80x64, ..."},
     {"after", TEXT, AT(after), D, "PASS", NULL, 0, 0, "print the graph after this pass (default: the last)"},
     {"set", SETTING, 0, ALL, "PASS.OPTION=VALUE", NULL, 0, 0, "an option of one pass"},
 };

@@ -21,9 +21,8 @@ sp_status train_options(const train_model *m, const train_setup *s, pass_options
     TRY(fixed_or(m->fixed_batch, s->batch ? s->batch : m->fixed_batch ? 0 : 1, "batch", "batch", &out->batch));
     int64_t low = m->import.seq_min, high = m->import.seq_max;
     CHECK(m->is_text || m->fixed_seq || (out->seq >= low && (high == 0 || out->seq <= high)),
-          "--seq %lld is outside the lengths that the model was exported for, %lld to %lld; export it again with a "
-          "larger "
-          "range",
+          "--seq %lld is outside the lengths that the model was exported for, %lld to %lld; export it again for longer "
+          "ones",
           (long long)out->seq, (long long)low, (long long)high);
     CHECK(s->ranks <= out->seq, "%d ranks for a sequence of %lld tokens; at most one rank a token", s->ranks,
           (long long)out->seq);
@@ -49,7 +48,7 @@ static sp_status compile(const train_model *m, const train_setup *s, train_compi
     plan_options po = {.optimizer = s->optimizer, .workspace = exec_workspace, .ctx = &eo};
     TRY(train_options(m, s, &c->options));
     pass_options passes = c->options;
-    TRY(cost_machine_parse(c->a, s->machine ? s->machine : "cpu", &c->machine));
+    TRY_NOTE(cost_machine_parse(c->a, s->machine ? s->machine : "cpu", &c->machine), "--machine");
     passes.machine = &c->machine;
     passes.save = &c->save;
     passes.lower = &po; /* what a plan really takes depends on the device */
