@@ -109,6 +109,8 @@ ex elem_var(elem_ctx *c, char letter, ir_dim extent) {
     return new_var(c, letter, extent);
 }
 
+char elem_letter(const elem_ctx *c, ex var) { return c->var[ex_get(c, var)->var].letter; }
+
 /* ---- linear forms ---- */
 
 static bool integral(dtype t) { return t == DT_I64 || t == DT_I32 || t == DT_BOOL; }

@@ -53,6 +53,8 @@ elem_ctx *elem_context(rw *r); /* r's own, made when first needed */
 const ex_node *ex_get(const elem_ctx *c, ex e);
 /* The variable with this letter and range: always the same one. -1: too many. */
 ex elem_var(elem_ctx *c, char letter, ir_dim extent);
+/* Its letter. */
+char elem_letter(const elem_ctx *c, ex var);
 /* The element of v at idx (one expression for each dimension). */
 ex elem_of(elem_ctx *c, ir_val v, const ex *idx);
 

@@ -141,7 +141,9 @@ static ir_val build(const builder *b, ex e) {
         if (i < 0) return -1;
         for (int d = 0; d < b->n; d++) t.dim[d] = d == i ? b->ext[i] : 1;
         const ir_attr attr[2] = {A_I("dim", i), A_I("seq", 1)};
-        rw_emit(r, OP_iota, NULL, 0, attr, rw_is_seq(r, b->ext[i]) ? 2 : 1, &t, out);
+        char letter = elem_letter(b->c, e);
+        bool seq = (letter == 'q' || letter == 'k') && rw_is_seq(r, b->ext[i]);
+        rw_emit(r, OP_iota, NULL, 0, attr, seq ? 2 : 1, &t, out);
         return out[0];
     }
     case EX_SIZE: {

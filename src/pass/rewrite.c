@@ -315,7 +315,10 @@ ir_val rw_uncast(const rw *r, ir_val v) {
     return v;
 }
 
-bool rw_is_seq(const rw *r, ir_dim d) { return d < 0 ? dim_mentions(r->g, d, "S") : r->g->seq > 0 && d == r->g->seq; }
+bool rw_is_seq(const rw *r, ir_dim d) {
+    int64_t v;
+    return dim_value(r->g, d, &v) ? d == r->seq && v > 0 : dim_mentions(r->g, d, "S");
+}
 
 bool rw_dims_equal(const ir_type *a, const ir_type *b) {
     if (a->rank != b->rank) return false;
@@ -399,10 +402,22 @@ ir_val rw_unpadded(const rw *r, ir_val v) {
 
 /* ---- sweeps ---- */
 
+/* The extent of the sequence as a number: bound, or fixed when the model was exported; else 0. */
+static ir_dim sequence(const ir_graph *g) {
+    if (g->seq) return g->seq;
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        int64_t d = n->op == OP_input ? ir_int(n, "seq", -1) : -1, v;
+        if (d >= 0 && d < ir_typeof(g, n->out[0])->rank && dim_value(g, ir_typeof(g, n->out[0])->dim[d], &v)) return v;
+    }
+    return 0;
+}
+
 sp_status rw_sweep(arena *a, const ir_graph *from, ir_graph **out) {
     rw r = {.scratch = arena_new(), .g = ir_new(a, from->name)};
     r.g->seq = from->seq;
     r.g->seq_valid = from->seq_valid;
+    r.seq = sequence(from);
     ir_val *map = ARENA_ARRAY(r.scratch, ir_val, from->values.n);
     sp_status s = SP_OK;
     for (int i = 0; i < from->nodes.n && s == SP_OK; i++) {

@@ -19,6 +19,7 @@ typedef struct rw {
     VEC(bool) trainable; /* for every value of g: does it depend on a parameter that has a gradient? */
     int *slots, nslots;  /* CSE: open addressing, node index + 1 */
     int depth;           /* of rules within rules */
+    ir_dim seq;          /* the extent of the sequence as a number; 0: symbolic or not known */
     const char *src;     /* given to new nodes */
     int tag;
     elem_ctx *elem; /* element expressions of this sweep (elem.c), made when first needed */
@@ -75,7 +76,7 @@ ir_val rw_unpadded(const rw *r, ir_val v);
 ir_val rw_uncast(const rw *r, ir_val v);
 /* v = x[start : stop] along *dim, the sequence, with at most 8 rows left out: x; else -1 */
 ir_val rw_short_slice(const rw *r, ir_val v, int *dim, ir_dim *start, ir_dim *stop);
-/* Is this extent the sequence (S, or an expression of it; after bind: its number)? */
+/* Could this extent be the sequence's (S or an expression of it; its number, when it has one)? */
 bool rw_is_seq(const rw *r, ir_dim d);
 bool rw_dims_equal(const ir_type *a, const ir_type *b);
 /* The result of an element-wise op on numbers x of type `in`, rounded to type t; false when it is not defined or a

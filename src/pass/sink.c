@@ -268,6 +268,52 @@ static int base_dims(const view *w, int d, int *dims) {
     return n;
 }
 
+/* Merges the base dimensions that make up dimension d of w already in the base, where they are neighbours. */
+static bool merge_first(rw *r, view *w, int d) {
+    int ds[VIEW_ATOMS], k = base_dims(w, d, ds);
+    const ir_type t = *rw_type(r, w->base);
+    for (int i = 1; i < k; i++)
+        if (ds[i] != ds[i - 1] + 1) return false;
+    ir_dim dims[IR_MAX_RANK];
+    int to[IR_MAX_RANK], n = 0;
+    for (int i = 0; i < t.rank; i++) {
+        bool joins = i > ds[0] && i <= ds[k - 1];
+        if (joins)
+            dims[n - 1] = dim_mul(r->g, dims[n - 1], t.dim[i]);
+        else
+            dims[n++] = t.dim[i];
+        to[i] = n - 1;
+    }
+    view id, old = *w;
+    view_identity(r, rw_reshape(r, w->base, n, dims), &id);
+    *w = id;
+    w->chain = old.chain;
+    w->rank = old.rank;
+    int m = 0;
+    for (int e = 0; e < old.rank; e++) {
+        w->first[e] = m;
+        int es[VIEW_ATOMS], c = base_dims(&old, e, es);
+        for (int i = 0; i < c; i++)
+            if (i == 0 || to[es[i]] != to[es[i - 1]]) w->atom[m++] = id.atom[id.first[to[es[i]]]];
+    }
+    w->first[old.rank] = m;
+    return true;
+}
+
+/* Contracted dimensions that are several in one operand and one in the other become one in both. */
+static bool match_contractions(rw *r, const ir_node *n, view *w) {
+    const ir_dim *c[2];
+    int nc = ir_dims(n, "lc", &c[0]), ds[VIEW_ATOMS];
+    ir_dims(n, "rc", &c[1]);
+    for (int i = 0; i < nc; i++) {
+        int kl = base_dims(&w[0], (int)c[0][i], ds), kr = base_dims(&w[1], (int)c[1][i], ds);
+        if (kl == kr) continue;
+        if (kl > 1 && !merge_first(r, &w[0], (int)c[0][i])) return false;
+        if (kr > 1 && !merge_first(r, &w[1], (int)c[1][i])) return false;
+    }
+    return true;
+}
+
 static bool sink_dot_with(rw *r, const ir_node *n, const view *w, ir_val *out) {
     const ir_dim *c[2], *b[2];
     int nc = ir_dims(n, "lc", &c[0]), nb = ir_dims(n, "lb", &b[0]);
@@ -364,7 +410,8 @@ static bool sink_dot(rw *r, const ir_node *n, ir_val *out) {
                 same &= unit_view(r, &w[s]);
                 ok &= view_whole(&w[s]) && !view_broadcasts(&w[s]);
             }
-            if (same || !ok) continue;
+            if (same || !ok || !match_contractions(r, n, w)) continue;
+            if (unit_view(r, &w[0]) && unit_view(r, &w[1])) continue; /* all there was were those */
             if (sink_dot_with(r, n, w, out)) return true;
         }
     return false;
@@ -445,13 +492,14 @@ static bool sink_embedding(rw *r, const ir_node *n, ir_val *out) {
 /* slice(x) with at most 8 rows of the sequence left out: element-wise ops and products compute those rows too. */
 ir_val rw_short_slice(const rw *r, ir_val v, int *dim, ir_dim *start, ir_dim *stop) {
     const ir_node *d = rw_def(r, v);
-    int64_t lost;
+    int64_t lost, ext;
     if (d->op != OP_slice) return -1;
     *dim = (int)ir_int(d, "dim", 0);
     ir_val x = rw_slice_of(r, v, *dim, start, stop);
     ir_dim full = rw_type(r, x)->dim[*dim];
     if (x == v || !rw_is_seq(r, full) || !dtype_is_float(rw_type(r, v)->t)) return -1;
     if (!dim_value(r->g, dim_sub(r->g, full, dim_sub(r->g, *stop, *start)), &lost) || lost > 8) return -1;
+    if (dim_value(r->g, full, &ext) && 4 * lost > ext) return -1; /* another dimension that happens to be as long */
     return x;
 }
 
