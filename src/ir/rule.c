@@ -323,6 +323,7 @@ static sp_status infer_axis(const ir_graph *g, const ir_node *n, const ir_rule *
     const char *name = op_table[n->op].name, *aname = g->mesh.axis[axis].name;
     int flags = op_table[n->op].flags, factor = -1, partial = 0;
     int64_t outer = 1;
+    if (n->op == OP_pad && ir_float(n, "value", 0) == 0) flags |= F_LIN0; /* with zeros it is linear */
     for (int i = 0; i < n->nin; i++) {
         axis_layout l = ir_layoutof(g, n->in[i])->axis[axis];
         if (l.kind == LAYOUT_PARTIAL) {

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tools"))
 import export
+from operators import Operators
 
 VOCAB = 256
 
@@ -404,6 +405,7 @@ PLAIN = {
     "documents": lambda: Case(Documents(), inputs=("position_ids", "document_ids")),
     "documents-window": lambda: Case(Documents(window=6), inputs=("position_ids", "document_ids")),
     "lora": lambda: Case(Lora()),
+    "operators": lambda: Case(Operators(VOCAB)),
 }
 
 FAMILIES = HUGGINGFACE | PLAIN
