@@ -9,20 +9,26 @@
  *
  * Reverse mode over the SSA list. Contributions to a value are added in the order in which its uses appear backward, so
  * the order of a gradient's sum is fixed by the graph. A parameter's contributions are accumulated one by one as they
- * appear (tied weights: several), which frees each at once and lets a product accumulate in place. The loss is
- * split into one sum over one count: with the cotangent of the sum being 1/count of the whole step, microbatches and
- * ranks may each count as many labels as they like.
+ * appear (tied weights: several), which frees each at once and lets a product accumulate in place. A gradient is
+ * reduced over the ranks once, at the end of the step: where some contributions are partial sums, one that is whole on
+ * every rank counts for 1/P on each. The loss is split into one sum over one count: with the cotangent of the sum being
+ * 1/count of the whole step, microbatches and ranks may each count as many labels as they like.
  *
  * Requires: bound; sharded or not. Keeps: the forward nodes and their order. Nodes get tag 0 (forward) or 1 (backward).
  */
 #include "pass/grad.h"
 #include "pass/pass.h"
 
+typedef struct contribution {
+    ir_val param, dv;
+} contribution;
+
 typedef struct differ {
     ir_graph *g;
     arena *a;
-    bool *need;  /* by value: depends on a trained parameter and is a float */
-    ir_val *cot; /* by forward value: the cotangent so far, -1 none */
+    bool *need;              /* by value: depends on a trained parameter and is a float */
+    ir_val *cot;             /* by forward value: the cotangent so far, -1 none */
+    VEC(contribution) whole; /* contributions to parameters that are whole along some axis of the mesh */
 } differ;
 
 /* The denominator of the loss, or -1 when the loss is not a quotient by something untrained. Looks through what does
@@ -76,12 +82,54 @@ static ir_val unrounded(ir_graph *g, ir_val dv) {
     return dv;
 }
 
+static sp_status emit_accum(differ *d, ir_val param, ir_val dv) {
+    const char *name = ir_str(ir_def(d->g, param), "name");
+    return ir_emit(d->g, OP_accum, &dv, 1, ATTRS(A_S("param", name)), NULL, NULL, NULL);
+}
+
 static sp_status accumulate(differ *d, ir_val param, ir_val dv) {
     dv = unrounded(d->g, dv);
     const char *name = ir_str(ir_def(d->g, param), "name");
     const ir_type *t = ir_typeof(d->g, param);
     CHECK(ir_typeof(d->g, dv)->rank == t->rank, "parameter '%s': a gradient of another rank", name);
-    return ir_emit(d->g, OP_accum, &dv, 1, ATTRS(A_S("param", name)), NULL, NULL, NULL);
+    for (int a = 0; a < d->g->mesh.naxes; a++)
+        if (d->g->mesh.axis[a].size > 1 &&
+            ir_layoutof(d->g, dv)->axis[a].kind != LAYOUT_PARTIAL) { /* what the others are is not known yet */
+            contribution c = {param, dv};
+            vec_push(d->a, &d->whole, c);
+            return SP_OK;
+        }
+    return emit_accum(d, param, dv);
+}
+
+/* Is any contribution to PARAM a partial sum over axis A? */
+static bool reduced_over(const differ *d, ir_val param, int a) {
+    const ir_graph *g = d->g;
+    const char *name = ir_str(ir_def(g, param), "name");
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        if (n->op == OP_accum && !strcmp(ir_str(n, "param"), name) &&
+            ir_layoutof(g, n->in[0])->axis[a].kind == LAYOUT_PARTIAL)
+            return true;
+    }
+    for (int i = 0; i < d->whole.n; i++) {
+        const contribution *c = &d->whole.data[i];
+        if (c->param == param && ir_layoutof(g, c->dv)->axis[a].kind == LAYOUT_PARTIAL) return true;
+    }
+    return false;
+}
+
+static sp_status accumulate_whole(differ *d) {
+    for (int i = 0; i < d->whole.n; i++) {
+        contribution c = d->whole.data[i];
+        double share = 1;
+        for (int a = 0; a < d->g->mesh.naxes; a++)
+            if (ir_layoutof(d->g, c.dv)->axis[a].kind != LAYOUT_PARTIAL && reduced_over(d, c.param, a))
+                share /= d->g->mesh.axis[a].size;
+        if (share != 1) c.dv = ir_op2(d->g, OP_mul, c.dv, ir_fill_like(d->g, c.dv, share), NO_ATTRS);
+        TRY(emit_accum(d, c.param, c.dv));
+    }
+    return SP_OK;
 }
 
 static sp_status add_cotangent(differ *d, ir_val v, ir_val dv) {
@@ -151,6 +199,7 @@ sp_status pass_diff(const ir_graph *forward, ir_graph **out) {
     ir_val inv = ir_op0(g, OP_input, &scalar, ATTRS(A_S("name", "inv_count")));
     d.cot[num] = ir_reshape(g, inv, ir_typeof(g, num)->rank, ir_typeof(g, num)->dim);
     for (int i = nodes - 1; i >= 0; i--) TRY(backward(&d, i));
+    TRY(accumulate_whole(&d));
     for (int i = nodes; i < g->nodes.n; i++) g->nodes.data[i].tag = 1;
     g->outputs.n = 0;
     ir_set_output(g, "loss_sum", ir_reshape(g, num, 0, NULL));

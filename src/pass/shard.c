@@ -174,9 +174,28 @@ static sp_status side_value(sharder *s, ir_val v, axis_layout want, ir_val *out)
 
 /* ---- main values ---- */
 
+/* A whole value that was repeated along the dimension to be cut (a bias for every row) is repeated less instead of cut:
+ * its gradient is then a local sum, where the gradient of cutting would gather every row on every rank. *out = -1: no
+ * such. */
+static sp_status repeat_less(sharder *s, ir_val v, axis_layout want, ir_val *out) {
+    *out = -1;
+    const ir_node *n = ir_def(s->h, v);
+    if (n->op != OP_expand || !is_shard(want) || layout_of(s, v).kind != LAYOUT_REPL) return SP_OK;
+    if (ir_typeof(s->h, n->in[0])->dim[want.dim] != 1 || ir_typeof(s->h, v)->dim[want.dim] == 1) return SP_OK;
+    ir_type t = *ir_typeof(s->h, v);
+    ir_layout hint = {.axis = {want}};
+    const char *src = n->src;
+    ir_val x = enter(s, n->in[0]);
+    TRY(ir_emit(s->h, OP_expand, &x, 1, NO_ATTRS, &t, &hint, out));
+    ir_def(s->h, *out)->src = src;
+    return SP_OK;
+}
+
 /* Operand i of n in the wanted layout. */
 static sp_status operand(sharder *s, const ir_node *n, int i, axis_layout want, bool varying, ir_val *out) {
     if (!s->main[n->in[i]]) return side_value(s, n->in[i], want, out);
+    TRY(repeat_less(s, s->map[n->in[i]], want, out));
+    if (*out >= 0) return SP_OK;
     *out = convert(s, s->map[n->in[i]], want);
     if (varying && want.kind == LAYOUT_REPL) *out = enter(s, *out);
     return SP_OK;

@@ -147,10 +147,13 @@ static int failed(const char *name, int ranks, dtype compute, const device *dev,
 }
 
 static const char *const names[] = {
-    "llama",  "llama-shifted", "llama-eager", "llama-packed",    "llama3.1",     "gpt2",
-    "qwen2",  "gemma2",        "gpt-neox",    "mistral-window",  "falcon-alibi", "textbook",
-    "einsum", "multihead",     "lora",        "nanogpt-softmax", "rmsnorm-norm", "documents-window"};
+    "llama",  "llama-shifted",   "llama-eager",    "llama-packed",     "llama3.1", "gpt2",   "qwen2",
+    "gemma2", "gpt-neox",        "mistral-window", "falcon-alibi",     "textbook", "einsum", "multihead",
+    "lora",   "nanogpt-softmax", "rmsnorm-norm",   "documents-window", "operators"};
 #define EACH(i) for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+
+/* A mean over the positions is refused where positions must be padded: 33 on 2 and 4. */
+static bool runs(const char *name, int ranks) { return strcmp(name, "operators") != 0 || 33 % ranks == 0; }
 
 /* Only float32 rounding of the stored gradients (6e-8) may be left. */
 static void f64_equals_pytorch(void **state) {
@@ -164,7 +167,8 @@ static void f64_on_ranks(void **state) {
     (void)state;
     int bad = 0;
     EACH(i)
-    for (int ranks = 2; ranks <= 4; ranks++) bad += failed(names[i], ranks, DT_F64, &device_ref, 1e-7);
+    for (int ranks = 2; ranks <= 4; ranks++)
+        if (runs(names[i], ranks)) bad += failed(names[i], ranks, DT_F64, &device_ref, 1e-7);
     assert_int_equal(bad, 0);
 }
 
@@ -172,7 +176,8 @@ static void f32_by_the_contract(void **state) {
     (void)state;
     int bad = 0;
     EACH(i)
-    for (int ranks = 1; ranks <= 4; ranks++) bad += failed(names[i], ranks, DT_F32, &device_cpu, 1e-5);
+    for (int ranks = 1; ranks <= 4; ranks++)
+        if (runs(names[i], ranks)) bad += failed(names[i], ranks, DT_F32, &device_cpu, 1e-5);
     assert_int_equal(bad, 0);
 }
 

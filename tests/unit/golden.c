@@ -15,10 +15,17 @@ static sp_status simplify(const ir_graph *g, const pass_options *o, ir_graph **o
     return pass_simplify(g, out);
 }
 
+/* The layouts of gradients are what these cases are about. */
+static sp_status shard_and_diff(const ir_graph *g, const pass_options *o, ir_graph **out) {
+    ir_graph *cut;
+    TRY(pass_shard(g, o, &cut));
+    return pass_diff(cut, out);
+}
+
 static const struct {
     const char *name;
     sp_status (*run)(const ir_graph *g, const pass_options *o, ir_graph **out);
-} passes[] = {{"simplify", simplify}};
+} passes[] = {{"simplify", simplify}, {"shard", pass_shard}, {"diff", shard_and_diff}};
 
 static char *read_text(arena *a, const char *path) {
     FILE *f = fopen(path, "r");
