@@ -1,7 +1,8 @@
 /* Tests of save-or-recompute (src/plan/remat.h).
  *
  * Oracles: all 2^n saved sets of small random segments, closed by a recursion of its own; lifetimes written out as
- * buffers and summed by place_live for the windows; all combinations of plans for short chains. The Llama segment has
+ * buffers and summed by place_live for the windows; all combinations of plans for short chains; Dijkstra over all live
+ * sets of a small joint graph. The Llama segment has
  * the operators of one layer with their true byte and operation counts.
  */
 #include "plan/remat.h"
@@ -10,6 +11,9 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdlib.h>
+#ifdef AUTOSP_HAVE_GLPK
+#include <glpk.h>
+#endif
 
 #include <cmocka.h>
 
@@ -586,6 +590,248 @@ static void offload_shifts_the_front(void **state) {
     free(m);
 }
 
+/* The largest price of a second at which op i still runs again: the cheaper its result is to recompute, the larger. */
+static double switch_price(const remat_seg *s, int i) {
+    double lo = 1e3, hi = 1e18;
+    arena *a = arena_new();
+    for (int k = 0; k < 60; k++) {
+        double mid = sqrt(lo * hi);
+        remat_plan p;
+        bool again[MAXOP];
+        assert_int_equal(remat_cut(a, s, mid, &p), SP_OK);
+        assert_true(remat_complete(s, &p, again));
+        *(again[i] ? &lo : &hi) = mid;
+    }
+    arena_free(a);
+    return lo;
+}
+
+/* What others write as a rule (keep attention past 4096 tokens) falls out of the prices: a byte of a product with inner
+ * width k costs k / F seconds, a byte of causal attention S / F. Below the model's width attention goes before the gate
+ * and up projections, far above it stays longest. */
+static void attention_is_dearest_when_long(void **state) {
+    (void)state;
+    llama *m = malloc(sizeof *m);
+    for (int longer = 0; longer < 2; longer++) {
+        llama_layer(m, longer ? 65536 : 1024, 1);
+        int attention = -1, gate = -1;
+        for (int i = 0; i < m->t.s.nfwd; i++) {
+            if (m->t.fwd[i].nout == 2) attention = i;
+            if (gate < 0 && m->t.val[m->t.fwd[i].out[0]].bytes == (int64_t)(2 * m->rows * 14336)) gate = i;
+        }
+        double pa = switch_price(&m->t.s, attention), pg = switch_price(&m->t.s, gate);
+        if (longer ? pa >= pg : pa <= pg) fail_msg("attention %g, gate %g", pa, pg);
+    }
+    free(m);
+}
+
+/* ---- against all schedules ------------------------------------------------------------------------ */
+
+/* Three layers x -> h -> u -> x', the loss, and the backward; 17 values. An op computes one value from others. */
+enum { LAYERS = 3, VALUES = 5 * LAYERS + 2 };
+typedef struct joint_op {
+    int nin, in[4], out, seconds;
+} joint_op;
+
+/* Least seconds to make `goal` when at most `budget` bytes are alive at a time, over all schedules: values may be
+ * computed, dropped and computed again at will. Dijkstra over the sets of live values. -1: impossible. */
+static int all_schedules(const joint_op *op, int n, const int *bytes, int start, int goal, int budget) {
+    enum { MOST = 4096 };
+    int *best = malloc(sizeof *best << VALUES), found = -1;
+    VEC(int) bucket[MOST] = {{0}};
+    for (int s = 0; s < 1 << VALUES; s++) best[s] = MOST;
+    best[start] = 0;
+    vec_push(NULL, &bucket[0], start);
+    for (int c = 0; c < MOST && found < 0; c++)
+        for (int k = 0; k < bucket[c].n && found < 0; k++) {
+            int s = bucket[c].data[k], live = 0;
+            if (best[s] != c) continue;
+            if (s >> goal & 1) found = c;
+            for (int v = 0; v < VALUES; v++) live += s >> v & 1 ? bytes[v] : 0;
+            for (int v = 0; v < VALUES; v++) {
+                int to = s & ~(1 << v);
+                if (to == s || best[to] <= c) continue;
+                best[to] = c;
+                vec_push(NULL, &bucket[c], to);
+            }
+            for (int i = 0; i < n; i++) {
+                bool ready = !(s >> op[i].out & 1) && live + bytes[op[i].out] <= budget;
+                for (int j = 0; j < op[i].nin; j++) ready &= s >> op[i].in[j] & 1;
+                int to = s | 1 << op[i].out, cost = c + op[i].seconds;
+                if (!ready || cost >= MOST || best[to] <= cost) continue;
+                best[to] = cost;
+                vec_push(NULL, &bucket[cost], to);
+            }
+        }
+    for (int c = 0; c < MOST; c++) vec_free(&bucket[c]);
+    free(best);
+    return found;
+}
+
+/* Our class of schedules (boundaries kept, each value at most twice, just in time) is never better than all schedules,
+ * and equal to them but near the least feasible budget. */
+static void class_is_near_all_schedules(void **state) {
+    (void)state;
+    uint64_t rng = 9;
+    int equal = 0, worse = 0;
+    for (int round = 0; round < 3; round++) {
+        int bytes[VALUES], n = 0, base = 0;
+        joint_op op[5 * LAYERS + 1];
+        toy t[LAYERS];
+        arena *a = arena_new();
+        remat_plans plans[LAYERS];
+        int cls[LAYERS], x[LAYERS + 1], h[LAYERS], u[LAYERS], g[LAYERS + 1], gh[LAYERS];
+        for (int v = 0; v < VALUES; v++) bytes[v] = 2 + below(&rng, 6);
+        int v = 0;
+        for (int l = 0; l <= LAYERS; l++) x[l] = v++, g[l] = v++;
+        for (int l = 0; l < LAYERS; l++) h[l] = v++, u[l] = v++, gh[l] = v++;
+        for (int l = 0; l < LAYERS; l++) {
+            op[n++] = (joint_op){1, {x[l]}, h[l], 1 + below(&rng, 9)};
+            op[n++] = (joint_op){1, {h[l]}, u[l], 1 + below(&rng, 9)};
+            op[n++] = (joint_op){2, {x[l], u[l]}, x[l + 1], 1 + below(&rng, 9)};
+        }
+        op[n++] = (joint_op){1, {x[LAYERS]}, g[LAYERS], 50};
+        for (int l = LAYERS - 1; l >= 0; l--) {
+            op[n++] = (joint_op){3, {h[l], u[l], g[l + 1]}, gh[l], 50};
+            op[n++] = (joint_op){3, {x[l], gh[l], g[l + 1]}, g[l], 50};
+        }
+        for (int i = 0; i < n; i++) base += op[i].seconds;
+        for (int l = 0; l < LAYERS; l++) {
+            toy *s = &t[l];
+            *s = (toy){0};
+            s->s.val = s->val;
+            s->s.fwd = s->fwd;
+            s->s.bwd = s->bwd;
+            bool last = l == LAYERS - 1;
+            int xs = toy_val(s, bytes[x[l]], REMAT_INPUT), hs = toy_val(s, bytes[h[l]], 0);
+            int us = toy_val(s, bytes[u[l]], 0), ys = toy_val(s, bytes[x[l + 1]], last ? 0 : REMAT_OUT);
+            int gy = toy_val(s, bytes[g[l + 1]], last ? 0 : REMAT_GRAD_IN), ghs = toy_val(s, bytes[gh[l]], 0);
+            int gx = toy_val(s, bytes[g[l]], REMAT_OUT);
+            toy_op(s, false, op[3 * l].seconds, 1, &xs, 1, &hs);
+            toy_op(s, false, op[3 * l + 1].seconds, 1, &hs, 1, &us);
+            toy_op(s, false, op[3 * l + 2].seconds, 2, (int[]){xs, us}, 1, &ys);
+            if (last) toy_op(s, true, 0, 1, &ys, 1, &gy);
+            toy_op(s, true, 0, 3, (int[]){hs, us, gy}, 1, &ghs);
+            toy_op(s, true, 0, 3, (int[]){xs, ghs, gy}, 1, &gx);
+            cls[l] = l;
+            assert_int_equal(remat_front(a, &s->s, 100, &plans[l]), SP_OK);
+        }
+        remat_chain c = {.n = LAYERS, .cls = cls, .plans = plans};
+        remat_curve *curve = remat_chain_solve(a, &c);
+        const remat_points *pts = remat_curve_points(curve);
+        int lo = (int)pts->data[0].peak, hi = (int)pts->data[pts->n - 1].peak;
+        assert_true(pts->data[pts->n - 1].seconds == 0);
+        for (int budget = lo - 2; budget <= hi; budget += 2) {
+            int k = remat_curve_find(curve, budget), any = all_schedules(op, n, bytes, 1 << x[0], g[0], budget);
+            if (k < 0) continue;
+            assert_true(any >= 0);
+            int ours = base + (int)pts->data[k].seconds;
+            assert_true(ours >= any);
+            *(ours == any ? &equal : &worse) += 1;
+            if (budget >= lo + 2 * (hi - lo) / 3) assert_int_equal(ours, any);
+        }
+        arena_free(a);
+    }
+    if (equal < 2 * worse) fail_msg("equal at %d budgets, worse at %d", equal, worse);
+}
+
+/* ---- GLPK as an oracle --------------------------------------------------------------------------- */
+
+#ifdef AUTOSP_HAVE_GLPK
+
+/* The linear relaxation of save-or-recompute for all segments together under one bound on the bytes kept: the least
+ * sum t r with  s_v + r_op(v) >= 1 for needed v,  s_u + r_op(u) >= r_i for operands u of op i,  sum b s <= room. */
+static double relaxed(const toy *t, int n, double room) {
+    glp_prob *lp = glp_create_prob();
+    glp_set_obj_dir(lp, GLP_MIN);
+    int total = glp_add_rows(lp, 1), idx[2 * MAXV * 4 + 1], m = 0;
+    double coef[2 * MAXV * 4 + 1];
+    for (int k = 0; k < n; k++) {
+        const remat_seg *s = &t[k].s;
+        int save[MAXV], run[MAXV];
+        for (int v = 0; v < s->nval; v++) save[v] = run[v] = 0;
+        for (int i = 0; i < s->nfwd; i++) {
+            int col = glp_add_cols(lp, 1);
+            bool ban = s->fwd[i].flags & REMAT_BAN;
+            glp_set_col_bnds(lp, col, ban ? GLP_FX : GLP_DB, 0, ban ? 0 : 1);
+            glp_set_obj_coef(lp, col, s->fwd[i].seconds);
+            for (int j = 0; j < s->fwd[i].nout; j++) {
+                int v = s->fwd[i].out[j];
+                run[v] = col;
+                if (s->val[v].root != v || s->val[v].flags & REMAT_NOSAVE) continue;
+                save[v] = glp_add_cols(lp, 1);
+                glp_set_col_bnds(lp, save[v], GLP_DB, 0, 1);
+                idx[++m] = save[v];
+                coef[m] = (double)s->val[v].bytes;
+            }
+        }
+        for (int i = 0; i < s->nfwd + s->nbwd; i++) {
+            const remat_op *op = i < s->nfwd ? &s->fwd[i] : &s->bwd[i - s->nfwd];
+            for (int j = 0; j < op->nin; j++) {
+                int v = op->in[j], c = 0, ci[4];
+                double cv[4];
+                if (!run[v]) continue; /* given, or made by the backward */
+                ci[++c] = run[v], cv[c] = 1;
+                if (save[v]) ci[++c] = save[v], cv[c] = 1;
+                if (i < s->nfwd) ci[++c] = run[op->out[0]], cv[c] = -1;
+                int row = glp_add_rows(lp, 1);
+                glp_set_row_bnds(lp, row, GLP_LO, i < s->nfwd ? 0 : 1, 0);
+                glp_set_mat_row(lp, row, c, ci, cv);
+            }
+        }
+        for (int v = 0; v < s->nval; v++)
+            if (s->val[v].flags & REMAT_INPUT) room -= (double)s->val[v].bytes;
+    }
+    glp_set_row_bnds(lp, total, GLP_UP, 0, room);
+    glp_set_mat_row(lp, total, m, idx, coef);
+    glp_smcp par;
+    glp_init_smcp(&par);
+    par.msg_lev = GLP_MSG_OFF;
+    bool ok = glp_simplex(lp, &par) == 0 && glp_get_status(lp) == GLP_OPT;
+    double best = ok ? glp_get_obj_val(lp) : INFINITY;
+    glp_delete_prob(lp);
+    return best;
+}
+
+static void bound_is_the_linear_relaxation(void **state) {
+    (void)state;
+    uint64_t rng = 10;
+    int solved = 0;
+    for (int round = 0; round < 150; round++) {
+        enum { SEGS = 3 };
+        toy *t = calloc(SEGS, sizeof *t);
+        remat_plans plans[SEGS];
+        int cls[SEGS] = {0, 1, 2}, n = 0;
+        arena *a = arena_new();
+        int64_t lo = 0, hi = 0;
+        while (n < SEGS) {
+            random_toy(&rng, &t[n], 2 + below(&rng, 8), true);
+            if (remat_front(a, &t[n].s, 1000, &plans[n]) != SP_OK) continue;
+            for (int i = 0; i < plans[n].n; i++) plans[n].data[i].window = 0; /* bytes alone */
+            lo += plans[n].data[0].bytes;
+            hi += plans[n].data[plans[n].n - 1].bytes;
+            n++;
+        }
+        remat_chain c = {.n = SEGS, .cls = cls, .plans = plans};
+        for (int64_t room = lo - 2; room <= hi + 2; room += 3, solved++) {
+            double want = relaxed(t, SEGS, (double)room), got = remat_chain_bound(&c, room);
+            if (room < lo ? got < INFINITY : fabs(got - want) > 1e-6 * fmax(1, want))
+                fail_msg("room %lld of %lld to %lld: %.9g, GLPK %.9g", (long long)room, (long long)lo, (long long)hi,
+                         got, want);
+        }
+        arena_free(a);
+        free(t);
+    }
+    assert_true(solved > 500);
+}
+#else
+static void bound_is_the_linear_relaxation(void **state) {
+    (void)state;
+    printf("skipped: GLPK, the oracle of linear relaxations, was not found when this was built (libglpk-dev)\n");
+    skip();
+}
+#endif
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cut_is_the_best_of_all_saved_sets),
@@ -596,6 +842,9 @@ int main(void) {
         cmocka_unit_test(chain_is_the_best_of_all_combinations),
         cmocka_unit_test(llama_is_near_the_bound),
         cmocka_unit_test(offload_shifts_the_front),
+        cmocka_unit_test(attention_is_dearest_when_long),
+        cmocka_unit_test(class_is_near_all_schedules),
+        cmocka_unit_test(bound_is_the_linear_relaxation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
