@@ -37,6 +37,7 @@ SHAPES = {
     "llama-3.1-8b": lambda: llama(32, 4096, 14336, 32, 8, rope=rope3(8.0), **LLAMA3),
     "llama-2-13b": lambda: llama(40, 5120, 13824, 40, 40, 32000, 4096, dict(rope_type="default", rope_theta=10000.0)),
     "llama-3.1-405b": lambda: llama(126, 16384, 53248, 128, 8, rope=rope3(8.0), **LLAMA3),
+    "context-bench": lambda: llama(8, 256, 704, 8, 8, 32768, 1 << 20, dict(rope_type="default", rope_theta=10000.0)),
 }
 
 

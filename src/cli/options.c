@@ -108,7 +108,7 @@ static const struct {
 } settings[] = {
     {"shard.exchange", "auto|a2a|gather|ring|UxR", "auto", AT(exchange), "how queries meet keys across ranks"},
     {"save.policy", "all|pytorch|autosp|layer|budget", "budget", AT(save_policy), "what the backward pass keeps"},
-    {"tile.policy", "auto|off", "auto", AT(tile_policy), "loops over the sequence for the loss and the MLP"},
+    {"tile.policy", "auto|loss|off", "auto", AT(tile_policy), "loops over the sequence for the loss and the MLP"},
     {"shard.break", "OP", NULL, AT(break_rule), "break an op's layout rule, to see that check finds it"},
 };
 enum { NSETTINGS = sizeof settings / sizeof *settings };

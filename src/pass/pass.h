@@ -17,7 +17,7 @@ typedef struct pass_options {
     dtype compute;               /* DT_F32, DT_F64 or DT_BF16 */
     const char *exchange;        /* "auto", "a2a", "gather" (ring comes later) */
     const char *save_policy;     /* save.h; NULL: "budget" */
-    const char *tile_policy;     /* "auto", "off" */
+    const char *tile_policy;     /* "auto", "loss" (the loss head only), "off" */
     int64_t tile_bytes;          /* bound on a loop's working set, and values above it are tiled; 0: by widths */
     int64_t tile_rows;           /* fewest rows of one rank in a tile; 0: 256 */
     int64_t memory;              /* bytes a rank, 0: no budget */

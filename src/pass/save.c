@@ -149,8 +149,9 @@ static sp_status too_small(search *s, int64_t least) {
          s->r->segment[at].name, human_bytes(s->r->segment[at].window, window), human_bytes(before, kept));
 }
 
-/* The fastest point that fits: guess by the estimate and the last candidate's correction, then close in. */
-static sp_status fit(search *s, int *point) {
+/* The fastest point that fits, -1 when none does (*least: the leanest's bytes): guess by the estimate and the last
+ * candidate's correction, then close in. */
+static sp_status fit(search *s, int *point, int64_t *least) {
     int lo = -1, hi = s->pts->n, k = s->pts->n - 1; /* lo fits, hi does not */
     int64_t bytes = 0, budget = s->o->memory;
     for (int round = 0; hi - lo > 1; round++) {
@@ -167,27 +168,54 @@ static sp_status fit(search *s, int *point) {
         if (k <= lo) k = lo + 1;
         if (k >= hi) k = hi - 1;
     }
-    if (lo < 0) return too_small(s, bytes);
+    *least = bytes;
     *point = lo;
     return SP_OK;
 }
 
+/* A search over the chain with these plans of each class. */
+static search search_of(search s, const remat_plans *plans) {
+    s.chain = (remat_chain){.n = s.m->nseg, .cls = s.m->cls, .plans = plans};
+    s.curve = remat_chain_solve(s.m->g->a, &s.chain); /* the front outlives the pass */
+    s.pts = remat_curve_points(s.curve);
+    s.plan = ARENA_ARRAY(s.m->a, const remat_plan *, s.m->nseg);
+    s.choice = ARENA_ARRAY(s.m->a, int, s.m->nseg);
+    return s;
+}
+
 static sp_status budget_policy(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
-    arena *ga = m->g->a; /* the front outlives the pass */
     search s = {.m = m, .o = o, .r = r};
     remat_plans *plans = ARENA_ARRAY(m->a, remat_plans, m->ncls);
     for (int c = 0; c < m->ncls; c++) {
         const remat_seg *x = &m->seg[m->first[c]].s;
         TRY_NOTE(remat_front(m->a, x, PLANS, &plans[c]), "save: segment %d of %d", m->first[c] + 1, m->nseg);
     }
-    s.chain = (remat_chain){.n = m->nseg, .cls = m->cls, .plans = plans};
-    s.curve = remat_chain_solve(ga, &s.chain);
-    s.pts = remat_curve_points(s.curve);
-    s.plan = ARENA_ARRAY(m->a, const remat_plan *, m->nseg);
-    s.choice = ARENA_ARRAY(m->a, int, m->nseg);
-    TRY(fit(&s, &r->point));
+    /* Two fronts of the same plans. By windows: what a segment needs while it is computed counts whole, as it does when
+     * it runs whole. By kept bytes alone: what a later pass that tiles such regions leaves of it. The judge sees both.
+     */
+    remat_plans *tiled = ARENA_ARRAY(m->a, remat_plans, m->ncls);
+    for (int c = 0; c < m->ncls; c++) {
+        tiled[c] = plans[c];
+        tiled[c].data = arena_memdup(m->a, plans[c].data, sizeof *plans[c].data * (size_t)plans[c].n);
+        for (int k = 0; k < tiled[c].n; k++) tiled[c].data[k].window = tiled[c].data[k].bytes;
+    }
+    search whole = search_of(s, plans), lean = search_of(s, tiled);
+    int by_window, by_kept;
+    int64_t least_window, least_kept, arena_window;
+    TRY(fit(&whole, &by_window, &least_window));
+    arena_window = r->arena;
+    if (by_window < 0 || whole.pts->data[by_window].seconds > 0) {
+        TRY(fit(&lean, &by_kept, &least_kept));
+        if (by_window < 0 && by_kept < 0) return too_small(&whole, min64(least_window, least_kept));
+    } else {
+        by_kept = -1;
+    }
+    bool kept = by_window < 0 || (by_kept >= 0 && lean.pts->data[by_kept].seconds < whole.pts->data[by_window].seconds);
+    s = kept ? lean : whole;
+    r->point = kept ? by_kept : by_window;
+    if (!kept) r->arena = arena_window;
     take(&s, r->point);
-    TRY(save_emit(m, ga, s.plan, out));
+    TRY(save_emit(m, m->g->a, s.plan, out));
     report_plans(m, s.plan, r);
     r->front = s.pts;
     /* What the budget leaves to the model: it is held against the same estimate that the chosen plan has. */

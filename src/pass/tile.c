@@ -247,7 +247,8 @@ sp_status pass_tile(const ir_graph *g, const pass_options *o, bool loss, ir_grap
     *out = (ir_graph *)g;
     tiler t = {.g = g, .o = o, .rows = g->seq / (o->ranks > 1 ? o->ranks : 1), .min_rows = least_rows(o)};
     t.most = most_tiles(t.rows, t.min_rows);
-    if (off(o) || t.most == 1) return SP_OK;
+    bool only_loss = o->tile_policy && strcmp(o->tile_policy, "loss") == 0;
+    if (off(o) || t.most == 1 || (only_loss && !loss)) return SP_OK;
     t.a = arena_new();
     tile_analyse(&t);
     tile_find(&t, loss);
