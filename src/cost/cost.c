@@ -111,15 +111,24 @@ static cost_work sum_region(const cost_machine *m, const ir_node *loop) {
     return w;
 }
 
-cost_step cost_graph(const cost_machine *m, const ir_graph *g) {
-    cost_step s = {0};
+/* Adds the nodes of g, which run `times`; a region's nodes have their own tags. */
+static void add_graph(const cost_machine *m, const ir_graph *g, double times, cost_step *s) {
     for (int i = 0; i < g->nodes.n; i++) {
         const ir_node *n = &g->nodes.data[i];
+        if (n->op == OP_loop) {
+            add_graph(m, n->region, times * (double)ir_int(n, "tiles", 1), s);
+            continue;
+        }
         cost_work w = cost_node(m, g, n);
-        *(n->tag == 0 ? &s.forward : n->tag == 1 ? &s.backward : &s.again) += w.seconds;
-        if (w.comm) s.comm += w.seconds;
-        s.sent += w.sent;
-        s.flops += w.flops;
+        *(n->tag == 0 ? &s->forward : n->tag == 1 ? &s->backward : &s->again) += times * w.seconds;
+        if (w.comm) s->comm += times * w.seconds;
+        s->sent += times * w.sent;
+        s->flops += times * w.flops;
     }
+}
+
+cost_step cost_graph(const cost_machine *m, const ir_graph *g) {
+    cost_step s = {0};
+    add_graph(m, g, 1, &s);
     return s;
 }

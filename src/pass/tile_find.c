@@ -6,7 +6,7 @@
  *
  * Then regions grow around values that are too large to be whole, the largest first. A value is gone from memory when
  * its maker and all its readers are in one region; so a seed brings those, they bring the next large value, until none
- * is left. Values of ordinary size come in only where that makes what crosses the region's border smaller. A region
+ * is left. Values of ordinary size come in only where that makes what is alive beside the loop smaller. A region
  * must be convex: no path leaves it and comes back, regions found before counting as one node each.
  */
 #include "pass/tile_impl.h"
@@ -211,14 +211,20 @@ static bool inner(const growth *s, ir_val v) {
     return true;
 }
 
+/* The last place at which a node of the set runs. */
+static int last_place(const growth *s) {
+    int last = 0;
+    for (int i = 0; i < s->list.n; i++)
+        if (s->t->pos[s->list.data[i]] > last) last = s->t->pos[s->list.data[i]];
+    return last;
+}
+
 /* Does a path leave the set and come back? Breadth first from its readers outside; a region found before is entered
  * and left as one. Nothing later than the set's last node leads back to it. */
 static bool convex(const growth *s) {
     tiler *t = s->t;
     const ir_graph *g = t->g;
-    int last = 0, stamp = ++t->stamp;
-    for (int i = 0; i < s->list.n; i++)
-        if (t->pos[s->list.data[i]] > last) last = t->pos[s->list.data[i]];
+    int last = last_place(s), stamp = ++t->stamp;
     VEC(int) queue = {0};
     for (int i = 0; i < s->list.n; i++) vec_push(t->a, &queue, s->list.data[i]);
     for (int q = 0; q < queue.n; q++) {
@@ -314,6 +320,48 @@ static bool mixes(const tiler *t, const tile_region *r) {
     return forward && backward;
 }
 
+/* Inputs of `now` that were alive while `before` ran (up to place `last`) although it did not read them: they cost
+ * nothing. (Before `save` all that the backward reads is alive, which says nothing.) */
+static int64_t alive_anyway(const tiler *t, const tile_region *before, const tile_region *now, int last) {
+    const ir_graph *g = t->g;
+    int64_t sum = 0;
+    for (int i = 0; i < now->inputs.n; i++) {
+        ir_val v = now->inputs.data[i];
+        if (holds(before->inputs.data, before->inputs.n, v) || t->pos[g->values.data[v].node] > last) continue;
+        for (int u = t->first_user[v]; u < t->first_user[v + 1]; u++)
+            if (t->pos[t->user[u]] > last) {
+                sum += t->bytes[v];
+                break;
+            }
+    }
+    return sum;
+}
+
+/* Makes inner what lets less be alive beside the loop; also, when it costs nothing, cheap nodes at its border: norms
+ * and additions whose operands and results then need not be whole at the same time. */
+static void absorb(growth *s, ir_val seed) {
+    tiler *t = s->t;
+    const ir_graph *g = t->g;
+    tile_region r = border(s);
+    for (int i = 0; i < s->list.n; i++) { /* the list grows */
+        const ir_node *n = &g->nodes.data[s->list.data[i]];
+        for (int k = 0; k < n->nin + n->nout; k++) {
+            ir_val v = k < n->nin ? t->root[n->in[k]] : n->out[k - n->nin];
+            if (!t->bytes[v] || 2 * t->bytes[v] > t->bytes[seed] || inner(s, v)) continue;
+            int before = s->list.n, last = last_place(s);
+            if (!try_inner(s, v)) continue;
+            bool product = false;
+            for (int x = before; x < s->list.n; x++) product |= g->nodes.data[s->list.data[x]].op == OP_dot;
+            tile_region after = border(s);
+            int64_t cost = after.boundary - (s->loss ? 0 : alive_anyway(t, &r, &after, last));
+            if (cost < r.boundary || (!product && cost <= r.boundary + r.boundary / 64))
+                r = after;
+            else
+                roll_back(s, before);
+        }
+    }
+}
+
 /* The region around a seed; false when there is none. */
 static bool grow(growth *s, ir_val seed, tile_region *out) {
     tiler *t = s->t;
@@ -321,24 +369,15 @@ static bool grow(growth *s, ir_val seed, tile_region *out) {
     t->count++;
     s->list.n = 0;
     if (!try_inner(s, seed)) return false;
-    for (int pass = 0; pass < 2; pass++) { /* large values; then what makes the border smaller */
-        tile_region r = border(s);
-        for (int i = 0; i < s->list.n; i++) { /* the list grows */
-            const ir_node *n = &g->nodes.data[s->list.data[i]];
-            for (int k = 0; k < n->nin + n->nout; k++) {
-                ir_val v = k < n->nin ? t->root[n->in[k]] : n->out[k - n->nin];
-                bool large = 2 * t->bytes[v] > t->bytes[seed];
-                if (!t->bytes[v] || large != (pass == 0) || inner(s, v)) continue;
-                int before = s->list.n;
-                if (!try_inner(s, v) || pass == 0) continue;
-                tile_region after = border(s);
-                if (after.boundary < r.boundary)
-                    r = after;
-                else
-                    roll_back(s, before);
-            }
+    for (int i = 0; i < s->list.n; i++) { /* the list grows */
+        const ir_node *n = &g->nodes.data[s->list.data[i]];
+        for (int k = 0; k < n->nin + n->nout; k++) {
+            ir_val v = k < n->nin ? t->root[n->in[k]] : n->out[k - n->nin];
+            if (2 * t->bytes[v] > t->bytes[seed] && !inner(s, v)) try_inner(s, v);
         }
     }
+    absorb(s, seed);
+    absorb(s, seed); /* what was refused may fit now */
     pull_views(s);
     *out = border(s);
     return out->outputs.n <= IR_MAX_OUT && mixes(t, out) == s->loss && convex(s);

@@ -36,6 +36,50 @@ static void rename_body(plan_list *body, int *heir) {
     }
 }
 
+/* Do both windows cover the same bytes of their buffers, in every tile? */
+static bool same_part(const plan_tensor *a, const plan_tensor *b) {
+    return a->offset == b->offset && a->rank_step == b->rank_step && a->tile_step == b->tile_step &&
+           dtype_size(a->t.type) == dtype_size(b->t.type) && tensor_numel(&a->t) == tensor_numel(&b->t) &&
+           tensor_contiguous(&a->t) && tensor_contiguous(&b->t);
+}
+
+/* May a loop's result lie in its operand's buffer? In each tile the operand's part is read for the last time before
+ * the result's part is written, or by the element-wise instruction that writes it; and the parts are the same. */
+static bool tile_by_tile(const plan_list *body, int operand, int result) {
+    const plan_tensor *part = NULL;
+    bool written = false;
+    for (int i = 0; i < body->n; i++)
+        for (int k = 0; k < body->data[i].nout; k++)
+            if (body->data[i].out[k].buf == result) part = &body->data[i].out[k];
+    if (!part || part->tile_step == 0) return false;
+    for (int i = 0; i < body->n; i++) {
+        const plan_instr *in = &body->data[i];
+        bool writes = false;
+        for (int k = 0; k < in->nout; k++) {
+            if (in->out[k].buf == operand) return false;
+            if (in->out[k].buf != result) continue;
+            if (in->accumulate || !same_part(&in->out[k], part)) return false;
+            writes = true;
+        }
+        for (int k = 0; k < in->nin; k++) {
+            if (in->in[k].buf != operand) continue;
+            bool over = in->op == OP_copy || may_overwrite(in, k);
+            if (written || !same_part(&in->in[k], part) || (writes && !over)) return false;
+        }
+        written |= writes;
+    }
+    return true;
+}
+
+static void rename_buf(plan_list *body, int from, int to) {
+    for (int i = 0; i < body->n; i++)
+        for (int k = 0; k < body->data[i].nin + body->data[i].nout; k++) {
+            plan_instr *in = &body->data[i];
+            plan_tensor *w = k < in->nin ? &in->in[k] : &in->out[k - in->nin];
+            if (w->buf == from) w->buf = to;
+        }
+}
+
 static void in_place(plan *p, plan_list *list, plan_tensor *result, int loop) {
     int n = p->bufs.n;
     int *heir = ARENA_ARRAY(p->a, int, n), *last = ARENA_ARRAY(p->a, int, n);
@@ -59,13 +103,15 @@ static void in_place(plan *p, plan_list *list, plan_tensor *result, int loop) {
             if (in->accumulate || !whole(p, &in->out[k], bytes, loop)) continue;
             for (int j = 0; j < in->nin; j++) {
                 int b = in->in[j].buf;
-                bool ok = may_overwrite(in, j) && last[b] == i && whole(p, &in->in[j], bytes, loop) && b != out;
+                bool over = in->loop ? tile_by_tile(&in->loop->body, b, out) : may_overwrite(in, j);
+                bool ok = over && last[b] == i && whole(p, &in->in[j], bytes, loop) && b != out;
                 for (int x = 0; ok && x < in->nin; x++) ok = in->in[x].buf != b || whole(p, &in->in[x], bytes, loop);
                 for (int x = 0; ok && x < k; x++) ok = in->out[x].buf != b;
                 if (!ok) continue;
                 heir[out] = b;
                 last[b] = last[out];
                 in->out[k].buf = b;
+                if (in->loop) rename_buf(&in->loop->body, out, b);
                 break;
             }
         }
