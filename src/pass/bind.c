@@ -134,6 +134,19 @@ static bool from_iota(const ir_graph *g, ir_val v) {
     return false;
 }
 
+/* Learned positions 0 .. S-1: is the table long enough? */
+static sp_status check_positions(const ir_graph *g, const ir_node *n, int64_t seq) {
+    const ir_node *ids = behind_views(g, n->in[1]);
+    int64_t rows;
+    if (ids->op != OP_iota || !mentions_seq(g, ids->out[0], (int)ir_int(ids, "dim", 0))) return SP_OK;
+    CHECK(!dim_value(g, ir_typeof(g, n->in[0])->dim[0], &rows) || seq <= rows,
+          "a sequence of %lld tokens, but the model's table of positions%s%s has %lld; take --seq %lld or less, or "
+          "export "
+          "the model with a longer table",
+          (long long)seq, n->src ? " at " : "", n->src ? n->src : "", (long long)rows, (long long)rows);
+    return SP_OK;
+}
+
 /* Position ids on padding rows may lie past the model's table of positions: they become 0. */
 static ir_val inert_ids(ir_graph *h, const ir_graph *g, ir_val old, ir_val ids, int64_t valid) {
     const ir_type t = *ir_typeof(h, ids);
@@ -185,6 +198,7 @@ static sp_status bind_to(const ir_graph *g, const pass_options *o, int64_t seq, 
         }
         ir_val in[64], first = -1, *ins = n->nin <= 64 ? in : ARENA_ARRAY(g->a, ir_val, n->nin);
         for (int k = 0; k < n->nin; k++) ins[k] = map[n->in[k]];
+        if (op == OP_embedding) TRY(check_positions(g, n, o->seq));
         if (pads && op == OP_embedding && from_iota(g, n->in[1])) ins[1] = inert_ids(h, g, n->in[1], ins[1], o->seq);
         TRY_NOTE(
             ir_emit_region(h, op, ins, n->nin, attr, nattr, n->nout ? types : NULL, n->nout, NULL, n->region, &first),

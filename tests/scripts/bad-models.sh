@@ -5,11 +5,11 @@ set -u
 autosp=$1 models=$2/tests/fixtures/bad
 failed=0
 
-# refuse NAME TEXT...: the message must hold each TEXT.
+# refuse NAME TEXT...: the message must hold each TEXT. LENGTH is the sequence's.
 refuse() {
     local name=$1 message status text
     shift
-    message=$("$autosp" check "$models/$name.pt2" --ranks 1 --seq 8 2>&1 >/dev/null)
+    message=$("$autosp" check "$models/$name.pt2" --ranks 1 --seq "${LENGTH:-8}" 2>&1 >/dev/null)
     status=$?
     if [ $status != 1 ]; then
         echo "$name: exit status $status, not 1: $message"
@@ -37,4 +37,5 @@ refuse vector-loss "rank 1" "loss"
 refuse buffer-mutation "b_mean" "in place"
 refuse cond "higher_order.cond"
 refuse experts "aten.topk.default" "make_bad.py:36"
+LENGTH=129 refuse ../gpt2 "129 tokens" "positions has 128"
 exit $failed
