@@ -55,6 +55,11 @@ const ex_node *ex_get(const elem_ctx *c, ex e);
 ex elem_var(elem_ctx *c, char letter, ir_dim extent);
 /* Its letter. */
 char elem_letter(const elem_ctx *c, ex var);
+/* A variable of its own. -1: too many. */
+ex elem_fresh_var(elem_ctx *c, ir_dim extent);
+rw *elem_rw(const elem_ctx *c);
+/* Were so many expressions made that it is time to stop looking closer? */
+bool elem_full(const elem_ctx *c);
 /* The element of v at idx (one expression for each dimension). */
 ex elem_of(elem_ctx *c, ir_val v, const ex *idx);
 
@@ -65,7 +70,14 @@ lin ex_lin(const elem_ctx *c, ex e); /* of an integer expression */
 ex ex_of_lin(elem_ctx *c, lin l);
 ex ex_ge0(elem_ctx *c, lin l);
 ex ex_eq0(elem_ctx *c, lin l);
+static inline lin lin_const(int64_t v) { return (lin){.c = v}; }
+lin lin_size(elem_ctx *c, ir_dim d);      /* a size as a form over the symbols in it */
 lin lin_add(lin a, lin b, int64_t times); /* a + times * b */
+/* op: floordiv or mod by a number k > 0. The part of the form that is a multiple of k comes out. */
+ex ex_divide(elem_ctx *c, ir_op op, ex e, int64_t k);
+/* Element idx of v as a leaf, and what it was resolved to (ex_node.value). */
+ex ex_element(elem_ctx *c, ir_val v, const ex *idx);
+void ex_set_value(elem_ctx *c, ex e, ex value);
 bool ex_is_num(const elem_ctx *c, ex e, double *v);
 /* e as a * var + b with a and b free of var; false when it is not that. */
 bool ex_linear_in(elem_ctx *c, ex e, ex var, ex *a, ex *b);

@@ -28,7 +28,10 @@ typedef struct rw {
 /* A rule: if node n (a copy, operands in r->g) can be replaced, writes a value for each result and returns true. The
  * replacements must have the results' types. */
 typedef bool rw_rule(rw *r, const ir_node *n, ir_val *out);
-rw_rule rw_fold, rw_algebra, rw_views, rw_sink, rw_activation, rw_norm, rw_rotary, rw_attention, rw_mask, rw_loss;
+rw_rule rw_fold, rw_algebra, rw_views, rw_raise, rw_sink, rw_activation, rw_norm, rw_rotary, rw_attention, rw_mask,
+    rw_loss;
+
+bool rw_sink_dot(rw *r, const ir_node *n, ir_val *out); /* rw_sink's part for dot */
 
 /* One sweep over `from`; result in a new graph of arena `a`, dead nodes removed. */
 sp_status rw_sweep(arena *a, const ir_graph *from, ir_graph **out) SP_NODISCARD;
