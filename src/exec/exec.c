@@ -268,6 +268,7 @@ static sp_status run(exec *e, int program, double *result) {
 }
 
 sp_status exec_count(exec *e, double *count) { return run(e, PROG_COUNT, count); }
+sp_status exec_eval(exec *e, double *loss_sum) { return run(e, PROG_EVAL, loss_sum); }
 
 sp_status exec_step(exec *e, double inv_count, double *loss_sum) {
     for (int i = 0; i < e->p->inputs.n; i++) {

@@ -44,6 +44,9 @@ sp_status exec_count(exec *e, double *count) SP_NODISCARD;
 /* Forward, backward and accumulation of the microbatch that is set; *loss_sum is this rank's part of the sum of losses
  * (exec_reduce_sum adds them). Collective. */
 sp_status exec_step(exec *e, double inv_count, double *loss_sum) SP_NODISCARD;
+/* The sum of losses alone: what the loss needs and nothing else (a tiled loss head brings its backward along; gradients
+ * may change). *loss_sum as exec_step's. Collective. */
+sp_status exec_eval(exec *e, double *loss_sum) SP_NODISCARD;
 void exec_zero_grads(exec *e);
 /* Adds the ranks' partial gradients up; after it every rank holds the whole gradient. Collective. */
 sp_status exec_reduce_grads(exec *e) SP_NODISCARD;

@@ -1,7 +1,7 @@
 /* layout.c - sections, lifetimes, offsets; the memory table; the plan as text.
  *
  * One arena holds everything of a rank: parameters, gradients, moments, literals, inputs, then the work area, which is
- * placed by lifetime (place.c). `count` and `step` never run at once, so their work areas lie over each other.
+ * placed by lifetime (place.c). The programs never run at once, so their work areas lie over each other.
  */
 #include "plan/place.h"
 #include "plan/plan.h"
@@ -174,7 +174,7 @@ static void print_list(const plan_list *list, int indent, buf *out) {
 
 void plan_print(const plan *p, buf *out) {
     static const char *const section[] = {"param", "grad", "moment", "const", "input", "work"};
-    static const char *const program[] = {"count", "step"};
+    static const char *const program[] = {"count", "step", "eval"};
     buf_printf(out, "plan \"%s\" mesh(", p->graph->name);
     for (int a = 0; a < p->mesh.naxes; a++)
         buf_printf(out, "%s%s=%d", a ? "," : "", p->mesh.axis[a].name, p->mesh.axis[a].size);

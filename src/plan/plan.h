@@ -1,10 +1,10 @@
 /* plan.h - the plan: a linear program over fixed offsets in one arena. The one handover from compiler to runtime.
  *
- * A plan holds two programs over the same inputs: `count` (how many labels a microbatch has) and `step` (forward,
- * backward, accumulation into the gradient section). Every instruction names its operands as strided windows into
- * buffers; every buffer has its offset. Nothing is decided after this: a device looks up a kernel per instruction and
- * runs the list. The plan is the same on all ranks; what differs by rank are two numbers per operand, both multiples of
- * the rank's coordinate on the mesh axis (`rank_step`, `rank_offset`).
+ * A plan holds three programs over the same inputs: `count` (how many labels a microbatch has), `step` (forward,
+ * backward, accumulation into the gradient section) and `eval` (the loss alone). Every instruction names its operands
+ * as strided windows into buffers; every buffer has its offset. Nothing is decided after this: a device looks up a
+ * kernel per instruction and runs the list. The plan is the same on all ranks; what differs by rank are two numbers per
+ * operand, both multiples of the rank's coordinate on the mesh axis (`rank_step`, `rank_offset`).
  */
 #ifndef AUTOSP_PLAN_PLAN_H
 #define AUTOSP_PLAN_PLAN_H
@@ -86,7 +86,7 @@ typedef struct plan_input {
     int seq_dim;  /* dimension that holds the sequence, -1 none */
 } plan_input;
 
-enum { PROG_COUNT, PROG_STEP, PROG_COUNT_OF };
+enum { PROG_COUNT, PROG_STEP, PROG_EVAL, PROG_COUNT_OF };
 
 typedef struct plan_program {
     plan_list instrs;

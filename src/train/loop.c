@@ -166,11 +166,10 @@ static sp_status check_finite(const runner *r, int64_t step, double loss, double
          (long long)step + 1, loss, norm, saved);
 }
 
-/* The mean loss over the evaluation file. Gradients are computed and dropped: the plan has one program. */
+/* The mean loss over the evaluation file, by the plan's forward-only program, with dropout off. */
 static sp_status evaluate(runner *r, double *loss) {
     const train_data *d = r->job->eval;
     double count = 0, sum = 0;
-    exec_zero_grads(r->e);
     for (int64_t m = 0; m < train_data_eval_batches(d); m++) {
         double n = 0, part = 0;
         TRY(train_data_fill_eval(d, m, &r->batch));
@@ -178,7 +177,7 @@ static sp_status evaluate(runner *r, double *loss) {
         TRY(exec_count(r->e, &n));
         if (n == 0) continue; /* the same on every rank */
         exec_set_rng(r->e, 0, 0, true);
-        TRY(exec_step(r->e, 1, &part));
+        TRY(exec_eval(r->e, &part));
         count += n;
         sum += part;
     }
