@@ -16,10 +16,10 @@
 #include <stdatomic.h>
 
 enum {
-    BQ = 64,         /* queries of a tile */
-    KB_MAX = 256,    /* keys of a block; less where D is large, see key_block */
-    KB_WORK = 16384, /* elements of one of K, V, dK, dV that keep a thread's working set inside 1 MiB of cache */
-
+    WAVE_BYTES = 16 << 20, /* f32 sums of dQ, for bf16; what is always allowed */
+    BQ = 64,               /* queries of a tile */
+    KB_MAX = 256,          /* keys of a block; less where D is large, see key_block */
+    KB_WORK = 24576,       /* elements of one of K, V, dK, dV that keep a thread's working set inside 1 MiB of cache */
 };
 
 static int64_t key_block(int64_t D) { return max64(64, min64(KB_MAX, KB_WORK / D / 32 * 32)); }
@@ -47,7 +47,7 @@ static int64_t scratch_layout(int64_t D, int64_t Dp, float *base, scratch *w) {
                       BQ * D,
                       BQ * Dp,
                       BQ * Dp,
-                      MICRO_LANES * D,
+                      BQ * D,
                       BQ,
                       BQ,
                       MICRO_LANES,
@@ -82,7 +82,10 @@ static plan make_plan(const tensor *q, const tensor *k, int threads) {
     const int64_t B = q->dim[0], Sq = q->dim[1], H = q->dim[2], D = q->dim[3], Sk = k->dim[1], Hkv = k->dim[2];
     plan x = {.blocks = ceil_div(Sk, key_block(D)), .tiles = ceil_div(Sq, BQ), .group = H / Hkv, .units = B * Hkv};
     const bool bf = q->type == DT_BF16;
-    x.wave = bf ? min64(x.units, ceil_div(2 * threads, max64(x.blocks, 1))) : x.units;
+    /* Of f32 sums for bf16: enough kv heads at once that threads seldom meet at a wave's end. */
+    const int64_t head = max64(1, 4 * x.group * Sq * D);
+    x.wave = max64(ceil_div(8 * threads, max64(x.blocks, 1)), WAVE_BYTES / head);
+    x.wave = bf ? min64(x.units, x.wave) : x.units;
     scratch w;
     x.part = 4 * scratch_layout(D, round_up(D, VL), NULL, &w);
     x.off_docs = KERN_ALIGN; /* the first line holds the counter of blocks handed out */
@@ -274,14 +277,15 @@ static void pack_keys(const job *t, const scratch *w, int64_t b, int64_t hkv, in
     }
 }
 
-/* dQ^T of one panel (lanes from p on) from the dS that tile() left. */
+/* dQ^T of one panel (lanes from p on) from the dS that tile() left, into its part of w->dqt. */
 static void query_gradient(const job *t, const scratch *w, int64_t p, int64_t k0, int64_t lo, int64_t hi) {
     const attn *a = &t->a;
+    float *dqt = w->dqt + p * a->D;
     if (a->pairs)
-        micro_rows_pairs(a->D, MICRO_NV, (hi - lo) / 2, w->k2 + (lo - k0) / 2 * a->Dp, 1, a->Dp, w->ds2 + p, BQ, w->dqt,
+        micro_rows_pairs(a->D, MICRO_NV, (hi - lo) / 2, w->k2 + (lo - k0) / 2 * a->Dp, 1, a->Dp, w->ds2 + p, BQ, dqt,
                          MICRO_LANES, MICRO_SET, NULL);
     else
-        micro_rows(a->D, MICRO_NV, hi - lo, w->k + (lo - k0) * a->Dp, 1, a->Dp, w->ds + p, BQ, w->dqt, MICRO_LANES,
+        micro_rows(a->D, MICRO_NV, hi - lo, w->k + (lo - k0) * a->Dp, 1, a->Dp, w->ds + p, BQ, dqt, MICRO_LANES,
                    MICRO_SET, NULL);
 }
 
@@ -310,12 +314,12 @@ static void block(const job *t, const scratch *w, int64_t unit, int64_t j) {
                 } else {
                     tile(t, w, b, h, q0, nq, k0, lo, hi);
                 }
+                for (int64_t p = 0; p < nq; p += L) query_gradient(t, w, p, k0, lo, hi);
                 wait_turn(line, j, step, &done);
                 for (int64_t p = 0; p < nq; p += L) {
                     int64_t stride;
                     float *dq = dq_row(t, unit, b, h, q0 + p, &stride);
-                    query_gradient(t, w, p, k0, lo, hi);
-                    attn_unpack_t(false, w->dqt, factor, min64(L, nq - p), a->D, true, dq, stride);
+                    attn_unpack_t(false, w->dqt + p * a->D, factor, min64(L, nq - p), a->D, true, dq, stride);
                 }
             }
             atomic_store_explicit(&line[j].step, step + 1, memory_order_release);
