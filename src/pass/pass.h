@@ -18,6 +18,7 @@ typedef struct pass_options {
     const char *exchange;        /* "auto", "a2a", "gather" (ring comes later) */
     const char *save_policy;     /* save.h; NULL: "budget" */
     const char *tile_policy;     /* "auto", "loss" (the loss head only), "off" */
+    int tile_share;              /* a loop's working set: at most what crosses its border / this; 0: 8 */
     int64_t tile_bytes;          /* bound on a loop's working set, and values above it are tiled; 0: by widths */
     int64_t tile_rows;           /* fewest rows of one rank in a tile; 0: 256 */
     int64_t memory;              /* bytes a rank, 0: no budget */
@@ -53,6 +54,9 @@ int64_t pass_tile_padding(const pass_options *o, int64_t rows);
 /* schedule.c: the nodes in an order with a lower peak of live bytes, or the same order. */
 sp_status pass_schedule(const ir_graph *g, ir_graph **out) SP_NODISCARD;
 
+/* choose.c: how finely to tile, by trying; changes tile_policy and tile_share of the options. */
+sp_status pass_choose(const ir_graph *joint, const pass_options *o, pass_options *out) SP_NODISCARD;
+
 /* ---- pipeline.c ------------------------------------------------------------------------------- */
 
 /* Called after each pass, for dumps. */
@@ -60,6 +64,9 @@ typedef void pass_after(void *ctx, const char *pass, const ir_graph *g);
 /* Imported graph to joint graph: all passes above, in order, verified after each. after may be NULL. */
 sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_after *after, void *ctx,
                         ir_graph **joint) SP_NODISCARD;
+/* The part of it behind `diff`: tiles, order, what is kept. */
+sp_status pass_memory(const ir_graph *joint, const pass_options *o, pass_after *after, void *ctx,
+                      ir_graph **out) SP_NODISCARD;
 extern const char *const pass_names[]; /* in order, NULL at the end */
 
 #endif

@@ -28,23 +28,30 @@ static sp_status save(const ir_graph *g, const pass_options *o, ir_graph **out) 
     return pass_save(g, &so, o->save ? o->save : &unused, out);
 }
 
+sp_status pass_memory(const ir_graph *joint, const pass_options *o, pass_after *after, void *ctx, ir_graph **out) {
+    ir_graph *g = (ir_graph *)joint;
+    RUN("tile_loss", pass_tile(g, o, true, &g)); /* the loss head: a loop over tiles of the sequence */
+    RUN("schedule", pass_schedule(g, &g));       /* an order with a lower peak */
+    RUN("save", save(g, o, &g));                 /* what the backward needs: kept or computed again */
+    RUN("tile", pass_tile(g, o, false, &g));     /* the MLP and what is like it, forward and backward */
+    *out = g;
+    return SP_OK;
+}
+
 sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_after *after, void *ctx,
                         ir_graph **joint) {
     ir_graph *g;
     g = (ir_graph *)imported;
     if (after) after(ctx, "import", g);
-    RUN("simplify", pass_simplify(g, &g));       /* patterns; masks become descriptions; sizes still symbolic */
-    RUN("bind", pass_bind(g, o, &g));            /* sizes become numbers; S padded to the ranks */
-    RUN("fold", pass_simplify(g, &g));           /* again, with numbers */
-    RUN("cast", pass_cast(g, o, &g));            /* f64, or mixed bf16 */
-    RUN("shard", pass_shard(g, o, &g));          /* layouts and collectives */
-    RUN("diff", pass_diff(g, &g));               /* the joint graph */
-    RUN("tile_loss", pass_tile(g, o, true, &g)); /* the loss head: a loop over tiles of the sequence */
-    RUN("schedule", pass_schedule(g, &g));       /* an order with a lower peak */
-    RUN("save", save(g, o, &g));                 /* what the backward needs: kept or computed again */
-    RUN("tile", pass_tile(g, o, false, &g));     /* the MLP and what is like it, forward and backward */
-    *joint = g;
-    return SP_OK;
+    RUN("simplify", pass_simplify(g, &g)); /* patterns; masks become descriptions; sizes still symbolic */
+    RUN("bind", pass_bind(g, o, &g));      /* sizes become numbers; S padded to the ranks */
+    RUN("fold", pass_simplify(g, &g));     /* again, with numbers */
+    RUN("cast", pass_cast(g, o, &g));      /* f64, or mixed bf16 */
+    RUN("shard", pass_shard(g, o, &g));    /* layouts and collectives */
+    RUN("diff", pass_diff(g, &g));         /* the joint graph */
+    pass_options chosen;
+    TRY(pass_choose(g, o, &chosen)); /* how finely to tile under the budget */
+    return pass_memory(g, &chosen, after, ctx, joint);
 }
 
 const char *const pass_names[] = {"import", "simplify",  "bind",     "fold", "cast", "shard",

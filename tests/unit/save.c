@@ -311,6 +311,54 @@ static void budgets_are_monotone(void **state) {
     arena_free(a);
 }
 
+/* Estimated seconds of a step through the whole pipeline under a budget; infinity when nothing fits. */
+static double step_of(const shape *s, const char *tiles, int64_t memory, int64_t *bytes) {
+    cost_machine m = machine();
+    arena *a = arena_new();
+    char *text = decoder(s);
+    ir_graph *g, *joint;
+    exec_options eo = {.dev = &device_cpu, .threads = 1};
+    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    if (ir_parse(a, text, "decoder", &g) != SP_OK) fail_msg("%s", err_text());
+    free(text);
+    pass_options o = {.batch = 1, .seq = 1024, .ranks = 1, .compute = DT_F32, .tile_policy = tiles, .tile_rows = 64};
+    o.memory = memory;
+    o.machine = &m;
+    o.lower = &po;
+    double seconds = INFINITY;
+    if (pass_pipeline(g, &o, NULL, NULL, &joint) == SP_OK) {
+        cost_step c = cost_graph(&m, joint);
+        seconds = c.forward + c.backward + c.again;
+        assert_int_equal(arena_of(&eo, joint, bytes), SP_OK);
+        if (memory) assert_true(*bytes <= memory);
+    }
+    arena_free(a);
+    return seconds;
+}
+
+/* Whether to tile is decided with what is kept: never slower than tiles everywhere or nowhere, and monotone. */
+static void tiles_are_chosen_with_the_plan(void **state) {
+    (void)state;
+    shape s = {4, 64, 4, 2, 512, 2048};
+    int64_t all, bytes, least = INT64_MAX;
+    step_of(&s, "off", 0, &all);
+    double before = INFINITY;
+    int won = 0;
+    for (int i = 2; i <= 10; i++) {
+        int64_t budget = all * i / 10;
+        double off = step_of(&s, "off", budget, &bytes), both = step_of(&s, "auto", budget, &bytes);
+        if (both == INFINITY) {
+            assert_true(off == INFINITY);
+            continue;
+        }
+        least = budget < least ? budget : least;
+        assert_true(both <= off && both <= before);
+        won += both < off;
+        before = both;
+    }
+    assert_true(won > 0 && least < all / 2);
+}
+
 /* ---- the others' rules ---------------------------------------------------------------------------- */
 
 /* What a rule keeps of one decoder, by the operator that made it: "dot dot attention ...", in order, of the middle
@@ -358,9 +406,8 @@ static void rules_keep_what_they_say(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(layers_are_segments),
-        cmocka_unit_test(gradients_are_equal_bit_by_bit),
-        cmocka_unit_test(budgets_are_monotone),
+        cmocka_unit_test(layers_are_segments),      cmocka_unit_test(gradients_are_equal_bit_by_bit),
+        cmocka_unit_test(budgets_are_monotone),     cmocka_unit_test(tiles_are_chosen_with_the_plan),
         cmocka_unit_test(rules_keep_what_they_say),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

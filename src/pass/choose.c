@@ -1,0 +1,71 @@
+/* choose.c - how finely row-wise regions are cut, chosen together with what is kept for the backward.
+ *
+ * Tiles save memory and cost time: each reads the weights once more. Keeping values costs memory and saves time. What
+ * is best depends on the budget: with enough of it no tiles, at the floor many small ones, in between a few large ones
+ * with more kept. So the choices of tiling are run through the passes that follow, each with the plan that `save` finds
+ * for it, and the one with the least estimated time of a step is taken; of equals the coarsest. Each choice's time
+ * falls with the budget, so the least of them does too.
+ *
+ * Only where there is something to choose: the policy `budget` with a budget, and neither tiles nor their size given by
+ * the user. Requires: a joint graph. Keeps: everything; only the options change.
+ */
+#include "pass/pass.h"
+
+#include <math.h>
+
+/* Coarse to fine. share: a loop's working set is at most what crosses its border, divided by this. */
+static const struct {
+    const char *policy;
+    int share;
+} choices[] = {{"off", 0}, {"loss", 0}, {"auto", 1}, {"auto", 8}};
+enum { CHOICES = sizeof choices / sizeof *choices };
+
+/* The passes behind `diff` under one choice; *seconds of a microbatch. */
+static sp_status attempt(const ir_graph *joint, const pass_options *o, const cost_machine *m, double *seconds) {
+    arena *a = arena_new();
+    ir_graph in = *joint, *g = &in; /* passes allocate in their input's arena and do not change it */
+    in.a = a;
+    sp_status ok = pass_memory(g, o, NULL, NULL, &g);
+    if (ok == SP_OK) {
+        cost_step c = cost_graph(m, g);
+        *seconds = c.forward + c.backward + c.again;
+    }
+    arena_free(a);
+    return ok;
+}
+
+sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_options *out) {
+    const pass_options *o = given;
+    cost_machine cpu;
+    *out = *given;
+    bool budget = (!o->save_policy || strcmp(o->save_policy, "budget") == 0) && o->memory > 0 && o->lower;
+    if (!budget || (o->tile_policy && strcmp(o->tile_policy, "auto") != 0) || o->tile_bytes) return SP_OK;
+    TRY(cost_machine_parse(joint->a, "cpu", &cpu));
+    const cost_machine *machine = o->machine ? o->machine : &cpu;
+    double best = INFINITY;
+    int64_t least = INT64_MAX; /* budget, where none fits: the choice that needs the least speaks for all */
+    for (int i = 0; i < CHOICES; i++) {
+        save_report r = {0};
+        double seconds = 0;
+        pass_options x = *given;
+        x.tile_policy = choices[i].policy;
+        x.tile_share = choices[i].share;
+        x.save = &r;
+        if (best < INFINITY) { /* can it win even if everything were kept? */
+            pass_options all = x;
+            all.save_policy = "all";
+            if (attempt(joint, &all, machine, &seconds) != SP_OK || seconds >= best) continue;
+        }
+        if (attempt(joint, &x, machine, &seconds) != SP_OK) {
+            if (best < INFINITY || r.least <= 0 || r.least >= least) continue;
+            least = r.least;
+        } else {
+            if (seconds >= best) continue;
+            best = seconds;
+        }
+        out->tile_policy = x.tile_policy;
+        out->tile_share = x.tile_share;
+        if (best < INFINITY && i == 0 && r.again <= 0) break; /* nothing is computed again, nothing is cut */
+    }
+    return SP_OK;
+}
