@@ -1,6 +1,8 @@
 /* common.c - what several commands do with the options. */
 #include "cli/commands.h"
 
+#include <stdlib.h>
+
 sp_status cli_supported(const cli_options *o) {
     CHECK(o->mesh_dp <= 1, "data-parallel meshes (dp=%lld) are not supported yet; use --ranks or --mesh seq=P",
           (long long)o->mesh_dp);
@@ -14,6 +16,8 @@ sp_status cli_supported(const cli_options *o) {
 int64_t cli_ranks(const cli_options *o) { return o->mesh_seq ? o->mesh_seq : o->ranks; }
 
 train_setup cli_setup(const cli_options *o, int ranks, int threads) {
+    int64_t tile_bytes = 0;
+    if (o->tile_bytes && parse_bytes(o->tile_bytes, &tile_bytes) != SP_OK) ASSERT(!"options.c checks it");
     return (train_setup){.seq = o->seq,
                          .batch = o->batch,
                          .ranks = ranks,
@@ -23,6 +27,8 @@ train_setup cli_setup(const cli_options *o, int ranks, int threads) {
                          .exchange = o->exchange,
                          .save_policy = o->save_policy,
                          .tile_policy = o->tile_policy,
+                         .tile_bytes = tile_bytes,
+                         .tile_rows = o->tile_rows ? strtoll(o->tile_rows, NULL, 10) : 0,
                          .break_rule = o->break_rule,
                          .machine = o->machine,
                          .memory = o->memory,

@@ -109,6 +109,8 @@ static const struct {
     {"shard.exchange", "auto|a2a|gather|ring|UxR", "auto", AT(exchange), "how queries meet keys across ranks"},
     {"save.policy", "all|pytorch|autosp|layer|budget", "budget", AT(save_policy), "what the backward pass keeps"},
     {"tile.policy", "auto|loss|off", "auto", AT(tile_policy), "loops over the sequence for the loss and the MLP"},
+    {"tile.bytes", "BYTES", NULL, AT(tile_bytes), "most that a tile takes; larger values are tiled"},
+    {"tile.rows", "N", NULL, AT(tile_rows), "fewest rows of a rank in a tile; 256 by itself"},
     {"shard.break", "OP", NULL, AT(break_rule), "break an op's layout rule, to see that check finds it"},
 };
 enum { NSETTINGS = sizeof settings / sizeof *settings };
@@ -218,6 +220,17 @@ static sp_status parse_setting(const char *text, cli_options *o) {
         names[i] = settings[i].key;
         if (strcmp(key, names[i]) != 0) continue;
         bool free = strcmp(settings[i].values, "OP") == 0, wild = strcmp(eq + 1, "UxR") == 0;
+        int64_t number;
+        if (strcmp(settings[i].values, "BYTES") == 0) {
+            TRY_NOTE(parse_bytes(eq + 1, &number), "--set %s", names[i]);
+            free = true;
+        } else if (strcmp(settings[i].values, "N") == 0) {
+            char *end;
+            number = strtoll(eq + 1, &end, 10);
+            CHECK(end != eq + 1 && !*end && number >= 1 && number <= INT32_MAX, "--set %s takes a number, not '%s'",
+                  names[i], eq + 1);
+            free = true;
+        }
         bool known = free || (!wild && choice_index(settings[i].values, eq + 1) >= 0);
         if (!known && strstr(settings[i].values, "UxR")) known = is_mesh_of_two(eq + 1);
         CHECK(known, "--set %s takes %s, not '%s'", names[i], settings[i].values, eq + 1);

@@ -15,6 +15,8 @@ sp_status train_options(const train_model *m, const train_setup *s, pass_options
                           .exchange = s->exchange,
                           .save_policy = s->save_policy,
                           .tile_policy = s->tile_policy,
+                          .tile_bytes = s->tile_bytes,
+                          .tile_rows = s->tile_rows,
                           .break_rule = s->break_rule,
                           .memory = s->memory};
     TRY(fixed_or(m->fixed_seq, s->seq, "seq", "sequence length", &out->seq));
