@@ -22,10 +22,17 @@ static sp_status shard_and_diff(const ir_graph *g, const pass_options *o, ir_gra
     return pass_diff(cut, out);
 }
 
+/* Tags are not in the text, so all nodes are alike and every region is found at once. */
+static sp_status tile(const ir_graph *g, const pass_options *o, ir_graph **out) {
+    pass_options t = *o;
+    t.tile_rows = 2;
+    return pass_tile(g, &t, false, out);
+}
+
 static const struct {
     const char *name;
     sp_status (*run)(const ir_graph *g, const pass_options *o, ir_graph **out);
-} passes[] = {{"simplify", simplify}, {"shard", pass_shard}, {"diff", shard_and_diff}};
+} passes[] = {{"simplify", simplify}, {"tile", tile}, {"shard", pass_shard}, {"diff", shard_and_diff}};
 
 static char *read_text(arena *a, const char *path) {
     FILE *f = fopen(path, "r");
