@@ -15,10 +15,10 @@ typedef struct train_setup {
     int threads;        /* of one rank's kernels */
     const char *exchange, *save_policy, *tile_policy;
     int64_t tile_bytes, tile_rows; /* pass_options */
-    const char *break_rule; /* tests only: an op whose layout rule is wrong on purpose; NULL */
-    const char *machine;    /* what operators cost: a description (cost/cost.h); NULL: "cpu" */
-    int64_t memory;         /* bytes a rank; 0: no budget */
-    bool optimizer;         /* the plan holds AdamW's moments */
+    const char *break_rule;        /* tests only: an op whose layout rule is wrong on purpose; NULL */
+    const char *machine;           /* what operators cost: a description (cost/cost.h); NULL: "cpu" */
+    int64_t memory;                /* bytes a rank; 0: no budget */
+    bool optimizer;                /* the plan holds AdamW's moments */
 } train_setup;
 
 typedef struct train_compiled {

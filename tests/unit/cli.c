@@ -79,6 +79,11 @@ static void every_form(void **state) {
     assert_int_equal(parse(CLI_TRAIN, "m --data d --mesh dp=3", &o), CLI_OK);
     assert_int_equal(o.mesh_dp, 3);
     assert_int_equal(o.mesh_seq, 1);
+    assert_int_equal(parse(CLI_PLAN, "m --set tile.bytes=2MiB --set tile.rows=64", &o), CLI_OK);
+    assert_string_equal(o.tile_bytes, "2MiB");
+    assert_string_equal(o.tile_rows, "64");
+    assert_int_equal(parse(CLI_PLAN, "m --set tile.bytes=much", &o), CLI_USAGE);
+    assert_int_equal(parse(CLI_PLAN, "m --set tile.rows=0", &o), CLI_USAGE);
     assert_int_equal(parse(CLI_PLAN, "m --seq max --json", &o), CLI_OK);
     assert_true(o.seq_max && o.json);
     assert_int_equal(parse(CLI_CHECK, "m --tolerance 1e-3 --seed 9", &o), CLI_OK);
