@@ -255,129 +255,139 @@ static bool find_roles(const rw *r, const ir_node *qk, const numbers *d, int sid
     return true;
 }
 
-static ir_val side_operand(rw *r, ir_val part, const int *dims, const int *count) {
-    while (rw_is(r, part, OP_expand)) part = rw_def(r, part)->in[0]; /* extents of 1 broadcast */
-    ir_val v = arrange(r, part, dims, count);
-    if (v >= 0) return v;
-    return -1;
+/* ---- the pattern ---- */
+
+typedef struct match {
+    const ir_node *n; /* the product with v */
+    int ps, vs;       /* which of its operands are the probabilities and v */
+    int ks;           /* which operand of the scores' product is the keys */
+    int kdim;         /* the softmax dimension */
+    numbers pv, d;    /* of n, of the scores' product */
+    ir_node qk;       /* the scores' product */
+    scores s;
+    roles o;
+} match;
+
+static bool match_scores(const rw *r, const ir_node *n, int ps, match *m) {
+    const ir_node *sm = rw_def(r, rw_uncast(r, n->in[ps]));
+    *m = (match){.n = n, .ps = ps, .vs = 1 - ps, .ks = -1, .kdim = (int)ir_int(sm, "dim", -1), .pv = numbers_of(n)};
+    if (sm->op != OP_softmax || m->pv.nc != 1 || m->pv.c[ps][0] != m->kdim) return false;
+    if (!peel(r, sm->in[0], &m->s) || !rw_dims_equal(rw_type(r, m->s.dot), rw_type(r, sm->in[0]))) return false;
+    m->qk = *rw_def(r, m->s.dot);
+    m->d = numbers_of(&m->qk);
+    /* the keys' operand is the one that has the softmax dimension for itself */
+    for (int side = 0; side < 2; side++)
+        for (int i = 0; i < rw_type(r, m->qk.in[side])->rank; i++)
+            if (result_dim(r, &m->qk, &m->d, side, i) == m->kdim && m->kdim >= m->d.nb) m->ks = side;
+    return m->ks >= 0 && find_roles(r, &m->qk, &m->d, 1 - m->ks, m->kdim, &m->o);
+}
+
+/* The scores' dimensions in attention's order: batches, rows (queries or keys), heads, head groups. */
+static int in_order(const roles *o, int rows, bool groups, int *list) {
+    int m = join(list, o->b, o->nb, &rows, 1);
+    return m + join(list + m, o->h, o->nh, o->g, groups ? o->ng : 0);
+}
+
+/* q as (B, Sq, H, D) or k as (B, Sk, G, D); -1 */
+static ir_val query_or_key(rw *r, const match *m, bool key) {
+    int side = key ? m->ks : 1 - m->ks, list[IR_MAX_RANK], dims[2 * IR_MAX_RANK];
+    int n = in_order(&m->o, key ? m->o.k : m->o.q, !key, list);
+    if (!operand_dims(r, &m->qk, &m->d, side, list, n, dims)) return -1;
+    for (int i = 0; i < m->d.nc; i++) dims[n + i] = (int)m->d.c[side][i];
+    if (n + m->d.nc != rw_type(r, m->qk.in[side])->rank) return -1;
+    const int count[4] = {m->o.nb, 1, m->o.nh + (key ? 0 : m->o.ng), m->d.nc};
+    return arrange(r, m->qk.in[side], dims, count);
+}
+
+/* v as (B, Sk, G, D): its batch dimensions pair with the scores' batches and heads, one is free; -1 */
+static ir_val value_rows(rw *r, const match *m) {
+    ir_val v = m->n->in[m->vs];
+    int list[IR_MAX_RANK], dims[IR_MAX_RANK + 1], n = in_order(&m->o, m->o.k, false, list);
+    if (m->pv.nb != m->o.nb + m->o.nh || rw_type(r, v)->rank != m->pv.nb + 2) return -1;
+    for (int i = 0; i < n; i++) {
+        int at = find(m->pv.b[m->ps], m->pv.nb, list[i]);
+        if (at < 0 && list[i] != m->o.k) return -1;
+        dims[i] = at < 0 ? (int)m->pv.c[m->vs][0] : (int)m->pv.b[m->vs][at];
+    }
+    for (int i = 0; i < m->pv.nb + 2; i++)
+        if (find(m->pv.b[m->vs], m->pv.nb, i) < 0 && m->pv.c[m->vs][0] != i) dims[n] = i;
+    const int count[4] = {m->o.nb, 1, m->o.nh, 1};
+    return arrange(r, v, dims, count);
+}
+
+static bool fit_together(const rw *r, ir_val q, ir_val k, ir_val v) {
+    if (q < 0 || k < 0 || v < 0) return false;
+    const ir_type *tq = rw_type(r, q), *tk = rw_type(r, k), *tv = rw_type(r, v);
+    int64_t heads, groups;
+    return rw_dims_equal(tk, tv) && tq->dim[0] == tk->dim[0] && tq->dim[3] == tk->dim[3] && tq->t == tk->t &&
+           tq->t == tv->t && dim_value(r->g, tq->dim[2], &heads) && dim_value(r->g, tk->dim[2], &groups) &&
+           groups > 0 && heads % groups == 0;
+}
+
+/* What was peeled off the scores as (b, h, q, k) operands. */
+static bool side_operands(rw *r, const match *m, ir_val *in, char *side, char *role, size_t size) {
+    int dims[IR_MAX_RANK], n = join(dims, m->o.b, m->o.nb, m->o.h, m->o.nh);
+    n += join(dims + n, m->o.g, m->o.ng, &m->o.q, 1);
+    dims[n] = m->o.k;
+    const int count[4] = {m->o.nb, m->o.nh + m->o.ng, 1, 1};
+    for (int i = 0; i < m->s.n; i++) {
+        ir_val x = m->s.part[i];
+        if (m->s.is_mask[i] && m->s.negate[i]) x = rw_op1(r, OP_not, x, NO_ATTRS);
+        if (!m->s.is_mask[i] && m->s.times[i] != 1)
+            x = rw_op2(r, OP_mul, x, rw_splat(r, rw_type(r, x), m->s.times[i]), NO_ATTRS);
+        while (rw_is(r, x, OP_expand)) x = rw_def(r, x)->in[0]; /* extents of 1 broadcast */
+        if ((in[i] = arrange(r, x, dims, count)) < 0) return false;
+        size_t a = strlen(side), b = strlen(role);
+        snprintf(side + a, size - a, "%sbhqk", i ? " " : "");
+        snprintf(role + b, size - b, "%s%s", i ? " " : "", m->s.is_mask[i] ? "mask" : "bias");
+    }
+    return true;
+}
+
+/* o (b, q, h g, D) as the old result: batches, then the free dimensions of each operand in order. */
+static ir_val old_order(rw *r, const match *m, ir_val o) {
+    const ir_type *ts = rw_type(r, m->s.dot), *to = rw_type(r, o);
+    ir_dim split[IR_MAX_RANK];
+    int list[IR_MAX_RANK], at_of[IR_MAX_RANK] = {0}, n = in_order(&m->o, m->o.q, true, list);
+    for (int i = 0; i < n; i++) {
+        at_of[list[i]] = i;
+        split[i] = ts->dim[list[i]];
+    }
+    split[n++] = to->dim[3];
+    int perm[IR_MAX_RANK], k = 0;
+    for (int i = 0; i < m->pv.nb; i++) perm[k++] = at_of[m->pv.b[m->ps][i]];
+    for (int x = 0; x < 2; x++) {
+        if (x == m->vs) perm[k++] = n - 1;
+        for (int i = 0; x == m->ps && i < ts->rank; i++)
+            if (i != m->kdim && find(m->pv.b[m->ps], m->pv.nb, i) < 0) perm[k++] = at_of[i];
+    }
+    ASSERT(k == n);
+    return rw_permute(r, rw_reshape(r, o, n, split), perm);
 }
 
 static bool from_primitives(rw *r, const ir_node *n, ir_val *out) {
-    /* softmax(scores) on either side */
-    for (int ps = 0; ps < 2; ps++) {
-        ir_val p = rw_uncast(r, n->in[ps]);
-        const ir_node *sm = rw_def(r, p);
-        numbers pv = numbers_of(n);
-        if (sm->op != OP_softmax || pv.nc != 1 || pv.c[ps][0] != ir_int(sm, "dim", -1)) continue;
-        int kdim = (int)ir_int(sm, "dim", -1), vs = 1 - ps;
-        scores s = {.dot = -1};
-        if (!peel(r, sm->in[0], &s)) continue;
-        const ir_node qk = *rw_def(r, s.dot);
-        if (!rw_dims_equal(rw_type(r, s.dot), rw_type(r, sm->in[0]))) continue;
-        numbers d = numbers_of(&qk);
-        /* the keys' operand is the one that has the softmax dimension free */
-        int ks = -1;
-        for (int side = 0; side < 2; side++)
-            for (int i = 0; i < rw_type(r, qk.in[side])->rank; i++)
-                if (result_dim(r, &qk, &d, side, i) == kdim && kdim >= d.nb) ks = side;
-        if (ks < 0) continue;
-        roles o;
-        if (!find_roles(r, &qk, &d, 1 - ks, kdim, &o)) continue;
-        /* q (b, q, h g, D) */
-        int list[IR_MAX_RANK], dims[IR_MAX_RANK + 1], count[4], m;
-        m = join(list, o.b, o.nb, &o.q, 1);
-        m += join(list + m, o.h, o.nh, o.g, o.ng);
-        if (!operand_dims(r, &qk, &d, 1 - ks, list, m, dims)) continue;
-        for (int i = 0; i < d.nc; i++) dims[m + i] = (int)d.c[1 - ks][i];
-        if (m + d.nc != rw_type(r, qk.in[1 - ks])->rank) continue;
-        count[0] = o.nb, count[1] = 1, count[2] = o.nh + o.ng, count[3] = d.nc;
-        ir_val q = arrange(r, qk.in[1 - ks], dims, count);
-        /* k (b, k, h, D) */
-        m = join(list, o.b, o.nb, &o.k, 1);
-        m += join(list + m, o.h, o.nh, NULL, 0);
-        if (!operand_dims(r, &qk, &d, ks, list, m, dims)) continue;
-        for (int i = 0; i < d.nc; i++) dims[m + i] = (int)d.c[ks][i];
-        if (m + d.nc != rw_type(r, qk.in[ks])->rank) continue;
-        count[2] = o.nh;
-        ir_val k = arrange(r, qk.in[ks], dims, count);
-        /* v: its batch dimensions pair with the probabilities' b and h; one free dimension, the head size */
-        if (pv.nb != o.nb + o.nh || rw_type(r, n->in[vs])->rank != pv.nb + 2) continue;
-        bool ok = true;
-        for (int i = 0; i < m; i++) {
-            if (list[i] == o.k) {
-                dims[i] = (int)pv.c[vs][0];
-                continue;
-            }
-            int at = find(pv.b[ps], pv.nb, list[i]);
-            ok &= at >= 0;
-            dims[i] = at >= 0 ? (int)pv.b[vs][at] : 0;
-        }
-        if (!ok) continue;
-        int vdim = -1;
-        for (int i = 0; i < rw_type(r, n->in[vs])->rank; i++)
-            if (find(pv.b[vs], pv.nb, i) < 0 && pv.c[vs][0] != i) vdim = i;
-        dims[m] = vdim;
-        count[3] = 1;
-        ir_val v = arrange(r, n->in[vs], dims, count);
-        if (q < 0 || k < 0 || v < 0) continue;
-        const ir_type *tq = rw_type(r, q), *tk = rw_type(r, k), *tv = rw_type(r, v);
-        int64_t heads, groups;
-        if (!rw_dims_equal(tk, tv) || tq->dim[0] != tk->dim[0] || tq->dim[3] != tk->dim[3]) continue;
-        if (tq->t != tk->t || tq->t != tv->t || !dim_value(r->g, tq->dim[2], &heads) ||
-            !dim_value(r->g, tk->dim[2], &groups) || groups < 1 || heads % groups)
-            continue;
-        /* masks and biases, (b, h g, q, k) */
-        ir_val in[3 + MAX_PARTS] = {q, k, v};
+    for (int ps = 0; ps < 2; ps++) { /* softmax(scores) on either side */
+        match m;
+        ir_val in[3 + MAX_PARTS], res[2];
         char side[64] = "", role[64] = "";
-        m = join(dims, o.b, o.nb, o.h, o.nh);
-        m += join(dims + m, o.g, o.ng, &o.q, 1);
-        dims[m] = o.k;
-        count[0] = o.nb, count[1] = o.nh + o.ng, count[2] = 1, count[3] = 1;
-        for (int i = 0; i < s.n && ok; i++) {
-            ir_val x = s.part[i];
-            if (s.is_mask[i] && s.negate[i]) x = rw_op1(r, OP_not, x, NO_ATTRS);
-            if (!s.is_mask[i] && s.times[i] != 1)
-                x = rw_op2(r, OP_mul, x, rw_splat(r, rw_type(r, x), s.times[i]), NO_ATTRS);
-            in[3 + i] = side_operand(r, x, dims, count);
-            ok = in[3 + i] >= 0;
-            snprintf(side + strlen(side), sizeof side - strlen(side), "%sbhqk", i ? " " : "");
-            snprintf(role + strlen(role), sizeof role - strlen(role), "%s%s", i ? " " : "",
-                     s.is_mask[i] ? "mask" : "bias");
-        }
-        if (!ok) continue;
+        if (!match_scores(r, n, ps, &m)) continue;
+        in[0] = query_or_key(r, &m, false);
+        in[1] = query_or_key(r, &m, true);
+        in[2] = value_rows(r, &m);
+        if (!fit_together(r, in[0], in[1], in[2])) continue;
+        if (!side_operands(r, &m, in + 3, side, role, sizeof side)) continue;
         ir_attr attr[5];
         int na = 0;
-        attr[na++] = A_F("scale", s.scale);
-        if (s.cap != 0) attr[na++] = A_F("softcap", s.cap);
-        if (r->g->seq != r->g->seq_valid && tk->dim[1] == r->g->seq) attr[na++] = A_I("kv_valid", r->g->seq_valid);
-        if (s.n) {
+        attr[na++] = A_F("scale", m.s.scale);
+        if (m.s.cap != 0) attr[na++] = A_F("softcap", m.s.cap);
+        if (r->g->seq != r->g->seq_valid && rw_type(r, in[1])->dim[1] == r->g->seq)
+            attr[na++] = A_I("kv_valid", r->g->seq_valid);
+        if (m.s.n) {
             attr[na++] = A_S("side", side);
             attr[na++] = A_S("roles", role);
         }
-        ir_val res[2];
-        rw_emit(r, OP_attention, in, 3 + s.n, attr, na, NULL, res);
-        /* (b, q, h g, D) as the old result: batches, then the free dimensions of each operand in order */
-        const ir_type *t = rw_type(r, n->out[0]), *ts = rw_type(r, s.dot);
-        ir_dim split[IR_MAX_RANK + 2];
-        int at_of[IR_MAX_RANK], nsplit = 0; /* scores' dimension -> dimension of the split output */
-        m = join(list, o.b, o.nb, &o.q, 1);
-        m += join(list + m, o.h, o.nh, o.g, o.ng);
-        if (m + 1 > IR_MAX_RANK) continue;
-        for (int i = 0; i < m; i++) {
-            at_of[list[i]] = nsplit;
-            split[nsplit++] = ts->dim[list[i]];
-        }
-        split[nsplit++] = tv->dim[3];
-        ir_val y = rw_reshape(r, res[0], nsplit, split);
-        int perm[IR_MAX_RANK], np = 0;
-        for (int i = 0; i < pv.nb; i++) perm[np++] = at_of[pv.b[ps][i]];
-        for (int x = 0; x < 2; x++) {
-            if (x == vs) perm[np++] = nsplit - 1;
-            for (int i = 0; x == ps && i < ts->rank; i++)
-                if (i != kdim && find(pv.b[ps], pv.nb, i) < 0) perm[np++] = at_of[i];
-        }
-        ASSERT(np == t->rank && np == nsplit);
-        out[0] = rw_permute(r, y, perm);
+        rw_emit(r, OP_attention, in, 3 + m.s.n, attr, na, NULL, res);
+        out[0] = old_order(r, &m, res[0]);
         return true;
     }
     return false;

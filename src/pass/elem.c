@@ -13,10 +13,10 @@ static ex choose(elem_ctx *c, dtype t, ex cond, ex a, ex b) { return ex_op(c, OP
 /* const data at idx: a number, an arithmetic sequence along one index, or a triangle over two. */
 static ex const_at(elem_ctx *c, const ir_node *n, const ir_type *t, const ex *idx) {
     const ir_attr *a = ir_find_attr(n, "data");
-    int64_t stride[IR_MAX_RANK], at = 0, size[2], step[2], s = 1;
-    ex free[2];
+    int64_t stride[IR_MAX_RANK] = {0}, at = 0, size[2] = {0}, step[2] = {0}, s = 1;
+    ex free[2] = {0};
     int nfree = 0;
-    double k;
+    double k = 0;
     if (!a) return -1;
     for (int d = t->rank - 1; d >= 0; d--) {
         if (t->dim[d] < 0) return -1;
@@ -66,8 +66,8 @@ static bool reshape_indices(elem_ctx *c, ir_val v, const ex *idx, ex *out) {
     view_of(elem_rw(c), v, 1, &w);
     if (w.chain != 1) return false;
     const ir_type *base = rw_type(elem_rw(c), w.base);
-    lin sum[IR_MAX_RANK];
-    int64_t stride[IR_MAX_RANK], ext;
+    lin sum[IR_MAX_RANK] = {{0}};
+    int64_t stride[IR_MAX_RANK] = {0}, ext;
     for (int d = 0; d < base->rank; d++) {
         sum[d] = lin_const(0);
         stride[d] = 1;
@@ -102,7 +102,7 @@ static ex resolve(elem_ctx *c, ir_val v, const ex *idx);
 
 ex elem_of(elem_ctx *c, ir_val v, const ex *given) {
     const ir_type *t = rw_type(elem_rw(c), v);
-    ex idx[IR_MAX_RANK];
+    ex idx[IR_MAX_RANK] = {0};
     for (int d = 0; d < t->rank; d++) idx[d] = t->dim[d] == 1 ? ex_num(c, DT_I64, 0) : given[d];
     ex self = ex_element(c, v, idx);
     if (ex_get(c, self)->value < 0) {
@@ -117,7 +117,7 @@ static ex resolve(elem_ctx *c, ir_val v, const ex *idx) {
     const rw *r = elem_rw(c);
     const ir_node n = *rw_def(r, v);
     const ir_type t = *rw_type(r, v);
-    ex in[IR_MAX_RANK], arg[3];
+    ex in[IR_MAX_RANK] = {0}, arg[3] = {0};
     const ir_dim *list;
     int dim = (int)ir_int(&n, "dim", 0);
     if (t.rank) memcpy(in, idx, sizeof *in * (size_t)t.rank);

@@ -26,7 +26,7 @@ static ir_val splat(const builder *b, dtype t, double v) {
 
 /* Expands values to the shape they have together. */
 static void broadcast(const builder *b, ir_val *x, int n) {
-    ir_dim dim[IR_MAX_RANK];
+    ir_dim dim[IR_MAX_RANK] = {0};
     for (int d = 0; d < b->n; d++) {
         dim[d] = 1;
         for (int i = 0; i < n; i++)
@@ -77,7 +77,7 @@ static ir_val compare_sides(const builder *b, ir_op op, ex form) {
 static ir_val element(const builder *b, const ex_node *n) {
     rw *r = b->r;
     const ir_type t = *rw_type(r, n->v);
-    int at[IR_MAX_RANK];
+    int at[IR_MAX_RANK] = {0};
     bool used[IR_MAX_RANK] = {false}, plain = true;
     ir_val v = n->v;
     for (int d = 0; d < t.rank && plain; d++) { /* var + number, or a number */
@@ -101,8 +101,8 @@ static ir_val element(const builder *b, const ex_node *n) {
         }
     }
     if (plain) {
-        int perm[IR_MAX_RANK], k = 0;
-        ir_dim dim[IR_MAX_RANK];
+        int perm[IR_MAX_RANK] = {0}, k = 0;
+        ir_dim dim[IR_MAX_RANK] = {0};
         for (int i = 0; i < b->n; i++) {
             dim[i] = 1;
             for (int d = 0; d < t.rank; d++)
@@ -116,7 +116,7 @@ static ir_val element(const builder *b, const ex_node *n) {
         return rw_reshape(r, rw_permute(r, v, perm), b->n, dim);
     }
     if (r->trainable.data[n->v] || t.rank == 0) return -1; /* take has no gradient */
-    ir_val in[IR_MAX_RANK + 1], out[IR_MAX_OUT];
+    ir_val in[IR_MAX_RANK + 1] = {0}, out[IR_MAX_OUT];
     for (int d = 0; d < t.rank; d++) {
         in[d + 1] = build(b, n->arg[d]);
         if (in[d + 1] < 0) return -1;
@@ -131,7 +131,7 @@ static ir_val element(const builder *b, const ex_node *n) {
 static ir_val build(const builder *b, ex e) {
     const ex_node n = *ex_get(b->c, e);
     rw *r = b->r;
-    ir_val in[3], out[IR_MAX_OUT];
+    ir_val in[3] = {0}, out[IR_MAX_OUT];
     switch (n.kind) {
     case EX_NUM:
         return splat(b, n.t, n.num);

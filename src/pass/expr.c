@@ -52,9 +52,16 @@ static uint64_t hash_ex(const ex_node *n) {
     return h;
 }
 
+static bool same_bits(double a, double b) {
+    uint64_t x, y;
+    memcpy(&x, &a, 8);
+    memcpy(&y, &b, 8);
+    return x == y;
+}
+
 static bool ex_equal(const ex_node *a, const ex_node *b) {
     return a->kind == b->kind && a->t == b->t && a->op == b->op && a->v == b->v && a->var == b->var &&
-           a->dim == b->dim && memcmp(&a->num, &b->num, sizeof a->num) == 0 && a->c == b->c && a->n == b->n &&
+           a->dim == b->dim && same_bits(a->num, b->num) && a->c == b->c && a->n == b->n &&
            (!a->n || memcmp(a->arg, b->arg, sizeof *a->arg * (size_t)a->n) == 0) && !a->coef == !b->coef &&
            (!a->n || !a->coef || memcmp(a->coef, b->coef, sizeof *a->coef * (size_t)a->n) == 0);
 }
@@ -278,7 +285,7 @@ static ex substitute(elem_ctx *c, ex e, ex var, int64_t by) {
     if (!(n.vars & ex_get(c, var)->vars)) return e;
     if (e == var) return ex_num(c, DT_I64, (double)by);
     if (n.n > LIN_MAX || elem_full(c)) return -1;
-    ex arg[LIN_MAX];
+    ex arg[LIN_MAX] = {0};
     for (int i = 0; i < n.n; i++)
         if ((arg[i] = substitute(c, n.arg[i], var, by)) < 0) return -1;
     lin l = lin_const(n.c);

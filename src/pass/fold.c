@@ -110,8 +110,9 @@ bool rw_eval(ir_op op, dtype in, dtype t, const double *x, double *y) {
 }
 
 bool rw_fold(rw *r, const ir_node *n, ir_val *out) {
-    const ir_type *t = n->nout ? rw_type(r, n->out[0]) : NULL;
-    double c, x[3];
+    if (n->nout == 0) return false;
+    const ir_type *t = rw_type(r, n->out[0]);
+    double c, x[3] = {0};
     if (n->op == OP_fill && t->rank > 0) { /* one form: an expanded scalar */
         out[0] = rw_splat(r, t, ir_float(n, "value", 0));
         return true;

@@ -13,7 +13,7 @@
 
 /* Is v the mean over the last dimension of something of x's shape? That something in *y. */
 static bool row_mean(const rw *r, ir_val v, const ir_type *x, ir_val *y) {
-    const ir_node *n = rw_def(r, v = rw_unpadded(r, v));
+    const ir_node *n = rw_def(r, rw_unpadded(r, v));
     double c;
     int64_t size;
     if (x->rank == 0 || !dim_value(r->g, x->dim[x->rank - 1], &size) || size < 1) return false;

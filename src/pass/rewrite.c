@@ -28,7 +28,10 @@ static uint64_t hash_attr(uint64_t h, const ir_attr *a) {
 
 static bool attr_equal(const ir_attr *a, const ir_attr *b) {
     if (strcmp(a->key, b->key) != 0 || a->kind != b->kind || a->i != b->i || a->n != b->n) return false;
-    if (memcmp(&a->f, &b->f, sizeof a->f) != 0) return false; /* bits: -0.0 is not 0.0, NaN is itself */
+    uint64_t x, y; /* bits: -0.0 is not 0.0, NaN is itself */
+    memcpy(&x, &a->f, 8);
+    memcpy(&y, &b->f, 8);
+    if (x != y) return false;
     if (a->kind == ATTR_STR) return strcmp(a->s, b->s) == 0;
     if (a->kind == ATTR_DIMS && a->n) return memcmp(a->dims, b->dims, sizeof *a->dims * (size_t)a->n) == 0;
     if (a->kind == ATTR_DATA && a->n) return memcmp(a->data, b->data, sizeof *a->data * (size_t)a->n) == 0;
@@ -80,6 +83,7 @@ static int dedupe(rw *r, bool *fresh) {
     *fresh = true;
     if (op_table[n->op].flags & F_EFFECT) return last;
     if (2 * (last + 1) >= r->nslots) grow_slots(r);
+    ASSERT(r->slots);
     uint64_t h = hash_node(g, n);
     for (;; h++) {
         int *slot = &r->slots[h & (uint64_t)(r->nslots - 1)];
@@ -98,6 +102,7 @@ static int dedupe(rw *r, bool *fresh) {
 
 static void note_values(rw *r, const ir_node *n) {
     bool trainable = n->op == OP_param && ir_int(n, "grad", 0);
+    ASSERT(n->nin == 0 || r->trainable.data);
     for (int i = 0; i < n->nin; i++) trainable |= r->trainable.data[n->in[i]];
     if (n->op == OP_stop_grad) trainable = false;
     for (int k = 0; k < n->nout; k++) {
@@ -133,6 +138,7 @@ static void settle(rw *r, bool with_rules, ir_val *out) {
             r->depth--;
         }
     }
+    ASSERT(n.nout == 0 || r->fwd.data);
     for (int k = 0; k < n.nout; k++) {
         out[k] = n.out[k];
         if (with_rules)
@@ -426,7 +432,7 @@ sp_status rw_sweep(arena *a, const ir_graph *from, ir_graph **out) {
         r.tag = old->tag;
         s = ir_copy_node(r.g, from, i, map);
         if (s != SP_OK) break;
-        ir_val settled[IR_MAX_OUT];
+        ir_val settled[IR_MAX_OUT] = {0};
         settle(&r, true, settled);
         for (int k = 0; k < old->nout; k++) map[old->out[k]] = settled[k];
     }

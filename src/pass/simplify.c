@@ -34,7 +34,7 @@ sp_status pass_simplify(const ir_graph *g, ir_graph **out) {
         if (s != SP_OK) break;
         after.n = 0;
         ir_print(next, &after);
-        done = before.n == after.n && memcmp(before.data, after.data, after.n) == 0;
+        done = before.n && before.n == after.n && memcmp(before.data, after.data, after.n) == 0;
         buf t = before;
         before = after;
         after = t;

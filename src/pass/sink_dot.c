@@ -38,11 +38,11 @@ static int base_dims(const view *w, int d, int *dims) {
 
 /* Merges the base dimensions that make up dimension d of w already in the base, where they are neighbours. */
 static bool merge_first(rw *r, view *w, int d) {
-    int ds[VIEW_ATOMS], k = base_dims(w, d, ds);
+    int ds[VIEW_ATOMS] = {0}, k = base_dims(w, d, ds);
     const ir_type t = *rw_type(r, w->base);
     for (int i = 1; i < k; i++)
         if (ds[i] != ds[i - 1] + 1) return false;
-    ir_dim dims[IR_MAX_RANK];
+    ir_dim dims[IR_MAX_RANK] = {0};
     int to[IR_MAX_RANK], n = 0;
     for (int i = 0; i < t.rank; i++) {
         bool joins = i > ds[0] && i <= ds[k - 1];

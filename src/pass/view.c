@@ -310,7 +310,7 @@ bool view_invert(rw *r, const view *w, ir_val y, ir_val *u) {
     view_of(r, y, VIEW_CHAIN, &x);
     if (x.rank != w->rank) return false;
     /* cut y's atoms so that every atom of w is a run of them, and find each run */
-    int begin[VIEW_ATOMS], end[VIEW_ATOMS];
+    int begin[VIEW_ATOMS] = {0}, end[VIEW_ATOMS] = {0};
     for (int d = 0; d < w->rank; d++) {
         int i = x.first[d + 1];
         for (int a = w->first[d + 1] - 1; a >= w->first[d]; a--) {
