@@ -88,7 +88,7 @@ static void analyse_node(tiler *t, int index) {
     int64_t outer = 1;
     int f = seq_factor(t, n, &r, &outer);
     if (f < 0 || r.kind[f] == FACTOR_WHOLE) return;
-    bool ok = !attention;
+    bool ok = !attention && n->op != OP_dropout; /* its mask is indexed by the whole tensor */
     for (int i = 0; i < n->nin; i++) {
         axis_layout l = t->seq[n->in[i]], want = {0};
         for (int d = 0; d < ir_typeof(g, n->in[i])->rank; d++)

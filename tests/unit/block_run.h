@@ -25,6 +25,7 @@ typedef struct run_result {
 
 typedef struct job {
     pass_options o;
+    const char *file; /* of tests/ir; NULL: block.ir */
     int accum, threads;
     const device *dev;
     int nudge_param; /* finite differences: this parameter's element is changed by `nudge`; -1 none */
@@ -45,10 +46,12 @@ static char *read_file(const char *path) {
     return b.data;
 }
 
-static ir_graph *load(arena *a) {
-    char *text = read_file(AUTOSP_SOURCE_DIR "/tests/ir/block.ir");
+static ir_graph *load(arena *a, const char *name) {
+    char path[1024];
+    snprintf(path, sizeof path, "%s/tests/ir/%s", AUTOSP_SOURCE_DIR, name);
+    char *text = read_file(path);
     ir_graph *g = NULL;
-    if (ir_parse(a, text, "block.ir", &g) != SP_OK) fail_msg("%s", err_text());
+    if (ir_parse(a, text, name, &g) != SP_OK) fail_msg("%s", err_text());
     free(text);
     return g;
 }
@@ -56,7 +59,7 @@ static ir_graph *load(arena *a) {
 static sp_status rank_body(comm *c, void *arg) {
     const job *j = arg;
     arena *a = arena_new();
-    ir_graph *g = load(a), *joint;
+    ir_graph *g = load(a, j->file ? j->file : "block.ir"), *joint;
     pass_options o = j->o;
     o.ranks = comm_size(c);
     TRY(pass_pipeline(g, &o, NULL, NULL, &joint));

@@ -82,6 +82,25 @@ static void cpu_device_agrees(void **state) {
     }
 }
 
+/* Dropout's masks do not depend on tiles of the sequence, nor on ranks and padding. */
+static void dropout_is_one_mask(void **state) {
+    (void)state;
+    job j = base_job();
+    j.file = "dropout.ir";
+    j.o.batch = 1;
+    j.o.seq = 61;
+    j.o.tile_bytes = 1;
+    j.o.tile_rows = 2;
+    j.o.tile_policy = "off";
+    run(j, 1, &one);
+    for (int ranks = 1; ranks <= 3; ranks++) {
+        j.o.tile_policy = "auto";
+        run(j, ranks, &many);
+        double w = worst(&many, &one);
+        if (!(w <= 1e-11)) fail_msg("P=%d tiled: %g", ranks, w);
+    }
+}
+
 /* A layout rule that passes partial sums off as whole must be caught by the comparison. */
 static void broken_rule_is_caught(void **state) {
     (void)state;
@@ -93,8 +112,9 @@ static void broken_rule_is_caught(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(ranks_agree), cmocka_unit_test(gradients_are_derivatives),
-                                       cmocka_unit_test(exchanges_agree), cmocka_unit_test(cpu_device_agrees),
-                                       cmocka_unit_test(broken_rule_is_caught)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(ranks_agree),         cmocka_unit_test(gradients_are_derivatives),
+        cmocka_unit_test(exchanges_agree),     cmocka_unit_test(cpu_device_agrees),
+        cmocka_unit_test(dropout_is_one_mask), cmocka_unit_test(broken_rule_is_caught)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
