@@ -76,17 +76,18 @@ static sp_status print_json(const cli_options *o, const train_compiled *c, int r
     char mesh[32];
     snprintf(mesh, sizeof mesh, "dp=1,seq=%d", ranks);
     int64_t bound = m->arena - m->section[SEC_WORK] + m->live_bound;
-    json_t *j =
-        json_pack("{s:I, s:i, s:s, s:I, s:o, s:I, s:I, s:I, s:f, s:o, s:I, s:o, s:o}", "seq", (json_int_t)p->seq_valid,
-                  "ranks", ranks, "mesh", mesh, "peak_bytes", (json_int_t)m->arena, "budget_bytes",
-                  o->memory ? json_integer(o->memory) : json_null(), "live_lower_bound_bytes", (json_int_t)bound,
-                  "arena_bytes", (json_int_t)m->arena, "saved_bytes", (json_int_t)m->saved, "recompute_fraction",
-                  again / step, "lower_bound_gap", ours ? json_real(c->save.gap) : json_null(), "comm_bytes_per_rank",
-                  (json_int_t)comm_bytes(p, o->accum), "step_seconds_estimate", json_real(step), "max_seq",
-                  max_seq ? json_integer(max_seq) : json_null());
+    json_t *j = json_pack("{s:I, s:i, s:s, s:I, s:o, s:I, s:I, s:I, s:f, s:o, s:I, s:o, s:o, s:I, s:o}", "seq",
+                          (json_int_t)p->seq_valid, "ranks", ranks, "mesh", mesh, "peak_bytes", (json_int_t)m->arena,
+                          "budget_bytes", o->memory ? json_integer(o->memory) : json_null(), "live_lower_bound_bytes",
+                          (json_int_t)bound, "arena_bytes", (json_int_t)m->arena, "saved_bytes", (json_int_t)m->saved,
+                          "recompute_fraction", again / step, "lower_bound_gap",
+                          ours ? json_real(c->save.gap) : json_null(), "comm_bytes_per_rank",
+                          (json_int_t)comm_bytes(p, o->accum), "step_seconds_estimate", json_real(step), "max_seq",
+                          max_seq ? json_integer(max_seq) : json_null(), "host_bytes", (json_int_t)m->section[SEC_HOST],
+                          "host_budget_bytes", o->host_memory ? json_integer(o->host_memory) : json_null());
     CHECK(j, "out of memory");
-    static const char *const parts[SEC_COUNT] = {"parameters", "gradients", "optimizer",
-                                                 "constants",  "inputs",    "working"};
+    static const char *const parts[SEC_COUNT] = {"parameters", "gradients", "optimizer", "constants",
+                                                 "inputs",     "working",   "host"};
     json_t *sections = json_object();
     for (int i = 0; i < SEC_COUNT; i++) json_object_set_new(sections, parts[i], json_integer(m->section[i]));
     json_object_set_new(j, "parts", sections);
@@ -119,6 +120,7 @@ static void print_table(const cli_options *o, const train_compiled *c, int ranks
     row("  alive at their peak: communication", m->peak_comm);
     row("  least that any placement needs", m->live_bound);
     row("peak", m->arena);
+    if (o->host_memory) row("host copies", m->section[SEC_HOST]);
     printf("\n");
     row("saved by forward for backward", m->saved);
     row("sent to other ranks in a step", comm_bytes(p, o->accum));

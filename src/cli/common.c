@@ -8,7 +8,6 @@ sp_status cli_supported(const cli_options *o) {
           (long long)o->mesh_dp);
     CHECK(o->zero == 0, "--zero %lld is not supported yet: parameters and optimizer state are whole on every rank",
           (long long)o->zero);
-    CHECK(!o->host_memory, "--host-memory is not supported yet: nothing is moved to the host");
     CHECK(strcmp(o->device, "cuda") != 0, "this build has no device 'cuda'; use --device cpu");
     return SP_OK;
 }
@@ -32,5 +31,7 @@ train_setup cli_setup(const cli_options *o, int ranks, int threads) {
                          .break_rule = o->break_rule,
                          .machine = o->machine,
                          .memory = o->memory,
+                         .host_memory = o->host_memory,
+                         .host_dir = o->out,
                          .optimizer = o->command != CLI_CHECK};
 }

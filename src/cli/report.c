@@ -46,11 +46,8 @@ static int turn_of(const plan *p) {
 }
 
 static int part_of(const plan_buf *b, int turn) {
-    static const int by_section[] = {[SEC_PARAM] = PART_PARAM,
-                                     [SEC_GRAD] = PART_GRAD,
-                                     [SEC_MOMENT] = PART_STATE,
-                                     [SEC_CONST] = PART_INPUT,
-                                     [SEC_INPUT] = PART_INPUT};
+    static const int by_section[] = {[SEC_PARAM] = PART_PARAM, [SEC_GRAD] = PART_GRAD,   [SEC_MOMENT] = PART_STATE,
+                                     [SEC_CONST] = PART_INPUT, [SEC_INPUT] = PART_INPUT, [SEC_HOST] = PARTS};
     if (b->section != SEC_WORK) return by_section[b->section];
     if (b->comm) return PART_COMM;
     return b->first < turn && b->last >= turn ? PART_SAVED : PART_WORKING;
@@ -72,6 +69,7 @@ static void fill_timeline(const plan *p, arena *a, timeline *t) {
     for (int b = 0; b < p->bufs.n; b++) {
         const plan_buf *x = &p->bufs.data[b];
         int part = part_of(x, t->turn);
+        if (x->section == SEC_HOST) continue; /* not in the arena */
         if (x->section != SEC_WORK) now[part] += x->bytes;
         if (!in_step(x)) continue;
         delta[x->first][part] += x->bytes;
@@ -182,6 +180,7 @@ static void summary(buf *b, const plan *p, const report_facts *f) {
     bytes_row(b, "&#160; least that any placement needs", m->live_bound);
     bytes_row(b, "<b>peak</b>", m->arena);
     if (f->budget) bytes_row(b, "budget", f->budget);
+    if (m->section[SEC_HOST]) bytes_row(b, "host copies, beside the peak", m->section[SEC_HOST]);
     bytes_row(b, "saved by forward for backward", m->saved);
     bytes_row(b, "sent to other ranks in a step", f->comm_bytes);
     buf_printf(b, "</table>\n");
@@ -194,21 +193,23 @@ static void summary(buf *b, const plan *p, const report_facts *f) {
 }
 
 static void layers(buf *b, const save_report *s) {
-    char kept[24], window[24];
-    buf_printf(b,
-               "<h2>What is kept, by layer</h2>\n<p>Policy %s. Equal classes are equal layers.</p>\n<table><tr>"
-               "<th>segment</th><th>class</th><th>kept</th><th>values</th><th>most alive inside</th>"
-               "<th>computed again</th><th>operators</th></tr>\n",
-               s->policy ? s->policy : "");
+    char kept[24], window[24], host[24];
+    buf_printf(
+        b,
+        "<h2>What is kept, by layer</h2>\n<p>Policy %s. Equal classes are equal layers.</p>\n<table><tr>"
+        "<th>segment</th><th>class</th><th>on the host</th><th>kept</th><th>values</th><th>most alive inside</th>"
+        "<th>computed again</th><th>operators</th></tr>\n",
+        s->policy ? s->policy : "");
     for (int i = 0; i < s->segments; i++) {
         const save_segment *g = &s->segment[i];
         buf_printf(b, "<tr><td>");
         escaped(b, g->name && *g->name ? g->name : "(no parameter)");
         buf_printf(b,
-                   "</td><td class=\"n\">%d</td><td class=\"n\">%s</td><td class=\"n\">%d</td><td class=\"n\">%s</td>"
+                   "</td><td class=\"n\">%d</td><td class=\"n\">%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td>"
+                   "<td class=\"n\">%s</td>"
                    "<td class=\"n\">%.1f %%</td><td class=\"n\">%d</td></tr>\n",
-                   g->cls, human_bytes(g->kept, kept), g->kept_values, human_bytes(g->window, window),
-                   g->forward > 0 ? 100 * g->again / g->forward : 0, g->again_ops);
+                   g->cls, human_bytes(g->host, host), human_bytes(g->kept, kept), g->kept_values,
+                   human_bytes(g->window, window), g->forward > 0 ? 100 * g->again / g->forward : 0, g->again_ops);
     }
     buf_printf(b, "</table>\n");
 }

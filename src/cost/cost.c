@@ -5,6 +5,9 @@
  *   all_gather, reduce_scatter  the same with b the whole (gathered) size
  *   all_reduce                twice that (reduce-scatter, then all-gather)
  * plus one latency a message. Inside and outside run one after the other: a careful lower speed.
+ *
+ * Copies to and from the host run beside everything else: of their seconds only those count that the forward (the
+ * backward) does not hide.
  */
 #include "cost/cost.h"
 
@@ -64,6 +67,10 @@ cost_work cost_node(const cost_machine *m, const ir_graph *g, const ir_node *n) 
         w.seconds = m->launch + (move > link ? move : link);
         return w;
     }
+    if (n->op == OP_offload || n->op == OP_fetch) {
+        w.seconds = m->launch + bytes_of(g, n->in, 1) / m->host_bw;
+        return w;
+    }
     double rate = m->flops[DT_F32];
     switch (n->op) {
     case OP_dot: {
@@ -119,6 +126,7 @@ static void add_graph(const cost_machine *m, const ir_graph *g, double times, co
             add_graph(m, n->region, times * (double)ir_int(n, "tiles", 1), s);
             continue;
         }
+        if (n->op == OP_offload || n->op == OP_fetch) continue; /* add_host */
         cost_work w = cost_node(m, g, n);
         *(n->tag == 0 ? &s->forward : n->tag == 1 ? &s->backward : &s->again) += times * w.seconds;
         if (w.comm) s->comm += times * w.seconds;
@@ -127,8 +135,21 @@ static void add_graph(const cost_machine *m, const ir_graph *g, double times, co
     }
 }
 
+/* Adds of the copies to and from the host what the rest of the step does not hide. */
+static void add_host(const cost_machine *m, const ir_graph *g, cost_step *s) {
+    double out = 0, back = 0, behind = s->backward + s->again;
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        if (n->op == OP_offload) out += cost_node(m, g, n).seconds;
+        if (n->op == OP_fetch) back += cost_node(m, g, n).seconds;
+    }
+    if (out > s->forward) s->forward = out;
+    if (back > behind) s->backward += back - behind;
+}
+
 cost_step cost_graph(const cost_machine *m, const ir_graph *g) {
     cost_step s = {0};
     add_graph(m, g, 1, &s);
+    add_host(m, g, &s);
     return s;
 }

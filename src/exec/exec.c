@@ -13,7 +13,8 @@
 static int coordinate(const exec *e) { return comm_rank(e->o.comm); }
 
 static void *address(const exec *e, const plan_tensor *w) {
-    return e->base + e->p->bufs.data[w->buf].offset +
+    const plan_buf *b = &e->p->bufs.data[w->buf];
+    return (b->section == SEC_HOST ? e->host : e->base) + b->offset +
            (w->offset + w->rank_step * coordinate(e)) * dtype_size(w->t.type);
 }
 
@@ -165,6 +166,7 @@ sp_status exec_new(const plan *p, const exec_options *o, exec **out) {
     *out = e;
     sp_status s = compare_hash(e);
     if (s == SP_OK) s = map_arena(e);
+    if (s == SP_OK) s = exec_map_host(e);
     if (s == SP_OK) write_literals(e);
 #ifdef _OPENMP
     omp_set_num_threads(o->threads);
@@ -191,6 +193,7 @@ void exec_free(exec *e) {
     if (!e) return;
     for (int g = 0; g < PROG_COUNT_OF; g++) release_list(e, e->calls[g], e->p->program[g].instrs.n);
     if (e->base) munmap(e->base, (size_t)(e->bytes + sysconf(_SC_PAGESIZE)));
+    if (e->host) munmap(e->host, (size_t)e->host_bytes);
     arena_free(e->a);
 }
 
@@ -297,6 +300,11 @@ int64_t exec_touched_bytes(const exec *e) {
 void *exec_arena(const exec *e, int64_t *bytes) {
     *bytes = e->bytes;
     return e->base;
+}
+
+void *exec_host(const exec *e, int64_t *bytes) {
+    *bytes = e->host_bytes;
+    return e->host;
 }
 
 const plan *exec_plan(const exec *e) { return e->p; }

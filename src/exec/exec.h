@@ -15,13 +15,16 @@ typedef struct exec_options {
     const device *dev;
     comm *comm;  /* the mesh's one axis; its size is the plan's; borrowed */
     int threads; /* of this rank's kernels; >= 1 */
+    /* Folder of the file behind the host arena (removed from the folder at once); NULL: TMPDIR, else /tmp. */
+    const char *host_dir;
 } exec_options;
 
 /* For plan_options: what the device's kernels need as workspace. ctx: an exec_options (dev and threads are read). */
 int64_t exec_workspace(void *ctx, const plan_instr *i);
 
-/* Maps the arena (zeroed), writes literals, prepares kernels. Collective: compares the plan's hash on all ranks.
- * The plan is borrowed and must outlive the exec. Free with exec_free. */
+/* Maps the arena (zeroed), writes literals, prepares kernels. A plan with host copies gets a file for them, of which
+ * all blocks are taken here: a folder without room for them fails now, not in a later step. Collective: compares the
+ * plan's hash on all ranks. The plan is borrowed and must outlive the exec. Free with exec_free. */
 sp_status exec_new(const plan *p, const exec_options *o, exec **out) SP_NODISCARD;
 void exec_free(exec *e); /* NULL allowed */
 
@@ -75,6 +78,8 @@ double exec_call_bytes(const dev_call *c);
 int64_t exec_touched_bytes(const exec *e);
 /* The address range of the arena. */
 void *exec_arena(const exec *e, int64_t *bytes);
+/* The address range of the host arena (file-backed, zeroed); NULL and 0 when the plan has no host copies. */
+void *exec_host(const exec *e, int64_t *bytes);
 const plan *exec_plan(const exec *e);
 
 #endif

@@ -22,12 +22,15 @@ struct exec {
     const plan *p;
     exec_options o;
     arena *a;
-    char *base;
-    int64_t bytes;
+    char *base, *host; /* the arena; the arena of host copies, NULL: none */
+    int64_t bytes, host_bytes;
     bool profile;
     call *calls[PROG_COUNT_OF];
 };
 
 comm *exec_comm(exec *e);
+
+/* host.c: maps e->host for the plan's host copies, if it has any. */
+sp_status exec_map_host(exec *e) SP_NODISCARD;
 
 #endif

@@ -22,6 +22,7 @@ typedef struct pass_options {
     int64_t tile_bytes;          /* bound on a loop's working set, and values above it are tiled; 0: by widths */
     int64_t tile_rows;           /* fewest rows of one rank in a tile; 0: 256 */
     int64_t memory;              /* bytes a rank, 0: no budget */
+    int64_t host_memory;         /* bytes a rank for values moved to the host; 0: none */
     const cost_machine *machine; /* prices operators; NULL: "cpu" */
     const plan_options *lower;   /* how plans are lowered, for what they really take; NULL: only estimates */
     save_report *save;           /* filled by the pass `save` when not NULL */

@@ -21,6 +21,7 @@ static sp_status save(const ir_graph *g, const pass_options *o, ir_graph **out) 
     TRY(cost_machine_parse(g->a, "cpu", &cpu));
     save_options so = {.policy = o->save_policy,
                        .memory = o->memory,
+                       .host_memory = o->host_memory,
                        .machine = o->machine ? o->machine : &cpu,
                        .lower = o->lower,
                        .finish = tile,

@@ -56,7 +56,7 @@ static void report_plans(const save_model *m, const remat_plan *const *chosen, s
     r->segments = m->nseg;
     r->classes = m->ncls;
     r->segment = ARENA_ARRAY(m->g->a, save_segment, m->nseg);
-    r->kept = r->estimate = 0;
+    r->kept = r->estimate = r->host = 0;
     r->again = r->comm_again = r->forward = r->backward = 0;
     for (int k = 0; k < m->nseg; k++) {
         const save_seg *s = &m->seg[k];
@@ -68,6 +68,8 @@ static void report_plans(const save_model *m, const remat_plan *const *chosen, s
         ASSERT(remat_complete(&s->s, &copy, again));
         *x = (save_segment){.name = name_of(m, s), .cls = s->cls, .kept = p->bytes, .window = p->window};
         x->again = p->seconds;
+        x->host = copy.host;
+        r->host += x->host;
         for (int v = 0; v < s->s.nval; v++) x->kept_values += copy.saved[v] != 0;
         for (int i = 0; i < s->s.nfwd; i++) {
             x->forward += s->s.fwd[i].seconds;
@@ -143,8 +145,8 @@ static sp_status too_small(search *s, int64_t least) {
         sum += s->r->segment[k].kept;
     }
     FAIL("--memory %s is too small: the least feasible budget is %s (%lld bytes); at that peak, segment %d of %d (%s) "
-         "has "
-         "%s alive beside %s that the segments before it keep; use a shorter --seq, more --ranks or a larger --memory",
+         "has %s alive beside %s that the segments before it keep; use a shorter --seq, more --ranks or a larger "
+         "--memory",
          human_bytes(s->o->memory, have), human_bytes(least, want), (long long)least, at + 1, s->m->nseg,
          s->r->segment[at].name, human_bytes(s->r->segment[at].window, window), human_bytes(before, kept));
 }
@@ -174,13 +176,83 @@ static sp_status fit(search *s, int *point, int64_t *least) {
 }
 
 /* A search over the chain with these plans of each class. */
-static search search_of(search s, const remat_plans *plans) {
-    s.chain = (remat_chain){.n = s.m->nseg, .cls = s.m->cls, .plans = plans};
+static search search_of(search s, const remat_plans *plans, int64_t host_memory) {
+    s.chain = (remat_chain){.n = s.m->nseg, .cls = s.m->cls, .plans = plans, .host_budget = host_memory};
     s.curve = remat_chain_solve(s.m->g->a, &s.chain); /* the front outlives the pass */
     s.pts = remat_curve_points(s.curve);
     s.plan = ARENA_ARRAY(s.m->a, const remat_plan *, s.m->nseg);
     s.choice = ARENA_ARRAY(s.m->a, int, s.m->nseg);
     return s;
+}
+
+/* The fastest plan so far. */
+typedef struct found {
+    search s;
+    int point; /* -1: none */
+    int64_t arena;
+} found;
+
+/* Is a point of this search's front faster than the best? *least: of all budgets tried, as in fit. */
+static sp_status try_search(search *s, found *best, int64_t *least) {
+    int point;
+    int64_t own;
+    TRY(fit(s, &point, &own));
+    if (point < 0) *least = min64(*least, own);
+    bool faster =
+        point >= 0 && (best->point < 0 || s->pts->data[point].seconds < best->s.pts->data[best->point].seconds);
+    if (faster) *best = (found){*s, point, s->r->arena};
+    return SP_OK;
+}
+
+/* Adds plans that move values to the host. From the hull's plans only: the others differ from them by less than the
+ * host changes. A moved value is charged its alignment in the host arena, and the window what prefetching brings in
+ * early: a segment's host copies come back while the segment behind it, usually one like it, runs backward. */
+static void add_host_plans(const save_model *m, const save_options *o, const remat_seg *s, remat_plans *plans) {
+    enum { ALIGN = 256 };
+    remat_plans some = {0};
+    double fwd = 0, bwd = 0;
+    for (int i = 0; i < s->nfwd; i++) fwd += s->fwd[i].seconds;
+    for (int i = 0; i < s->nbwd; i++) bwd += s->bwd[i].seconds;
+    for (int i = 0; i < plans->n; i++)
+        if (plans->data[i].hull) vec_push(m->a, &some, plans->data[i]);
+    int n = some.n;
+    remat_offload(m->a, s, o->machine->host_bw, fwd, bwd, &some);
+    for (int i = n; i < some.n; i++) {
+        remat_plan *p = &some.data[i];
+        p->window += p->host;
+        for (int v = 0; v < s->nval; v++)
+            if (p->saved[v] == REMAT_HOST) p->host += round_up(s->val[v].bytes, ALIGN) - s->val[v].bytes;
+    }
+    for (int i = n; i < some.n; i++) { /* those that no other plan beats */
+        const remat_plan *x = &some.data[i];
+        bool beaten = x->host > o->host_memory;
+        for (int j = 0; j < some.n && !beaten; j++) {
+            const remat_plan *y = &some.data[j];
+            bool as_good =
+                y->bytes <= x->bytes && y->window <= x->window && y->seconds <= x->seconds && y->host <= x->host;
+            bool better = y->bytes < x->bytes || y->window < x->window || y->seconds < x->seconds || y->host < x->host;
+            beaten = as_good && (better || j < i);
+        }
+        if (!beaten) vec_push(m->a, plans, *x);
+    }
+}
+
+/* Each class's plans without the host, and with it the one that leaves least on the device for the fewest host bytes
+ * (usually the layer's input moves, all else is computed again): near the floor the estimates of larger moves mislead.
+ */
+static remat_plans *leanest_on_host(const save_model *m, const remat_plans *plans) {
+    remat_plans *out = ARENA_ARRAY(m->a, remat_plans, m->ncls);
+    for (int c = 0; c < m->ncls; c++) {
+        const remat_plan *lean = NULL;
+        for (int k = 0; k < plans[c].n; k++) {
+            const remat_plan *x = &plans[c].data[k];
+            if (!x->host) vec_push(m->a, &out[c], *x);
+            if (x->host && (!lean || x->bytes < lean->bytes || (x->bytes == lean->bytes && x->host < lean->host)))
+                lean = x;
+        }
+        if (lean) vec_push(m->a, &out[c], *lean);
+    }
+    return out;
 }
 
 static sp_status budget_policy(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
@@ -189,6 +261,7 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
     for (int c = 0; c < m->ncls; c++) {
         const remat_seg *x = &m->seg[m->first[c]].s;
         TRY_NOTE(remat_front(m->a, x, PLANS, &plans[c]), "save: segment %d of %d", m->first[c] + 1, m->nseg);
+        if (o->host_memory > 0) add_host_plans(m, o, x, &plans[c]);
     }
     /* Two fronts of the same plans. By windows: what a segment needs while it is computed counts whole, as it does when
      * it runs whole. By kept bytes alone: what a later pass that tiles such regions leaves of it. The judge sees both.
@@ -197,29 +270,30 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
     for (int c = 0; c < m->ncls; c++) {
         tiled[c] = plans[c];
         tiled[c].data = arena_memdup(m->a, plans[c].data, sizeof *plans[c].data * (size_t)plans[c].n);
-        for (int k = 0; k < tiled[c].n; k++) tiled[c].data[k].window = tiled[c].data[k].bytes;
+        for (int k = 0; k < tiled[c].n; k++) tiled[c].data[k].window = tiled[c].data[k].bytes + tiled[c].data[k].host;
     }
-    search whole = search_of(s, plans), lean = search_of(s, tiled);
-    int by_window, by_kept;
-    int64_t least_window, least_kept, arena_window;
-    TRY(fit(&whole, &by_window, &least_window));
-    arena_window = r->arena;
-    if (by_window < 0 || whole.pts->data[by_window].seconds > 0) {
-        TRY(fit(&lean, &by_kept, &least_kept));
-        if (by_window < 0 && by_kept < 0) return too_small(&whole, min64(least_window, least_kept));
-    } else {
-        by_kept = -1;
+    /* First without the host: it is used only where that makes a step faster, or possible. */
+    found best = {.point = -1};
+    search whole = s;
+    int64_t least = INT64_MAX;
+    remat_plans *sets[] = {plans, tiled, plans, tiled, leanest_on_host(m, tiled)};
+    for (int k = 0; k < (o->host_memory > 0 ? 5 : 2); k++) {
+        if (best.point >= 0 && best.s.pts->data[best.point].seconds <= 0) break;
+        search x = search_of(s, sets[k], k < 2 ? 0 : o->host_memory);
+        if (k % 2 == 0) whole = x;
+        TRY(try_search(&x, &best, &least));
     }
-    bool kept = by_window < 0 || (by_kept >= 0 && lean.pts->data[by_kept].seconds < whole.pts->data[by_window].seconds);
-    s = kept ? lean : whole;
-    r->point = kept ? by_kept : by_window;
-    if (!kept) r->arena = arena_window;
+    if (best.point < 0) return too_small(&whole, least);
+    s = best.s;
+    r->point = best.point;
+    r->arena = best.arena;
     take(&s, r->point);
     TRY(save_emit(m, m->g->a, s.plan, out));
     report_plans(m, s.plan, r);
     r->front = s.pts;
     /* What the budget leaves to the model: it is held against the same estimate that the chosen plan has. */
     int64_t room = o->memory > 0 ? s.pts->data[r->point].peak + max64(0, o->memory - r->arena) : INT64_MAX / 2;
+    s.chain.host_budget = o->host_memory;
     r->bound = remat_chain_bound(&s.chain, room);
     double step = r->forward + r->backward;
     r->gap = step > 0 ? (r->again - r->bound) / (step + r->bound) : 0;

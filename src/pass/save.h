@@ -18,7 +18,8 @@
 typedef struct save_options {
     const char *policy;          /* NULL: budget */
     int64_t memory;              /* bytes of one rank, everything included; 0: no budget */
-    const cost_machine *machine; /* prices the operators */
+    int64_t host_memory;         /* bytes of one rank that values may be moved to; 0: none are */
+    const cost_machine *machine; /* prices the operators and the link to the host */
     bool keep_collectives;       /* never run a collective twice (default: those that only move data may) */
     /* What becomes of a candidate before it is lowered: the pass `tile`. NULL: nothing. */
     sp_status (*finish)(const void *ctx, const ir_graph *g, ir_graph **out);
@@ -30,6 +31,7 @@ typedef struct save_options {
 typedef struct save_segment {
     const char *name;      /* of a parameter in it, for people; "" when it has none */
     int cls;               /* equal numbers: equal segments */
+    int64_t host;          /* bytes moved to the host and back */
     int64_t kept, window;  /* bytes kept; most bytes alive in its own forward or backward */
     double again, forward; /* seconds computed again, of seconds of its forward */
     int kept_values, again_ops;
@@ -40,6 +42,7 @@ typedef struct save_report {
     int segments, classes;
     save_segment *segment;     /* in forward order; in the graph's arena */
     int64_t kept;              /* bytes kept from forward to backward, sum over segments */
+    int64_t host;              /* bytes moved to the host, sum over segments */
     int64_t estimate;          /* peak of the model: segments only, without what is resident */
     int64_t arena;             /* bytes of a rank under this plan, everything included; 0 without a budget */
     int64_t least;             /* least feasible budget, when the given one was refused */
@@ -52,11 +55,12 @@ typedef struct save_report {
     int point;                 /* the one taken, -1 */
 } save_report;
 
-/* Rewrites the joint graph: values to be computed again get clones of their operators (tag 2) in the backward, just
- * before their first reader. Results are bit-equal to the unchanged graph's. Fails when the policy is unknown, and when
- * no plan of the policy `budget` fits, naming the least feasible budget and the segment that blocks it; other policies
- * do not look at the budget. *r is filled on success, and `least` also on such a failure. Deterministic; not
- * collective. */
+/* Rewrites the joint graph: values to be moved are copied by `offload` behind their last forward reader, and back by
+ * `fetch` when the segment after theirs begins its backward; values to be computed again get clones of their operators
+ * (tag 2) in the backward, just before their first reader. Results are bit-equal to the unchanged graph's. Fails when
+ * the policy is unknown, and when no plan of the policy `budget` fits, naming the least feasible budget and the segment
+ * that blocks it; other policies do not look at the budget. *r is filled on success, and `least` also on such a
+ * failure. Deterministic; not collective. */
 sp_status pass_save(const ir_graph *joint, const save_options *o, save_report *r, ir_graph **out) SP_NODISCARD;
 
 #endif

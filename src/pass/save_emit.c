@@ -7,6 +7,11 @@
  * The forward keeps its order, save that weights' casts come just before their first reader in each segment. The
  * backward keeps its order, with the clones of remat_order before their first readers: the schedule whose windows the
  * planner counted. What nothing reads any more goes (ir_dce).
+ *
+ * A value that moves to the host is copied there right behind its last forward reader, so that its buffer is free from
+ * then on, and back before the backward of the segment behind its own: one segment earlier than it is needed, which is
+ * the time that the copy has. The value is named in the plan of the segment that keeps it; the plan's last segment
+ * moves none (remat_chain.c). All readers that come later see the copy.
  */
 #include "pass/save_impl.h"
 
@@ -15,6 +20,8 @@ typedef struct emitter {
     ir_graph *out;
     ir_val *map;   /* by value of the old graph: free, side and backward values; scratch for the others */
     ir_val **once; /* by segment, by local value: made by the forward, -1 */
+    ir_val *host;  /* by value of the old graph: its host copy in the new one; -1: none; -2: not yet made */
+    ir_val *back;  /* by value: what fetch brought back, -1 */
 } emitter;
 
 /* Copies a forward op of segment k; operands by `from` (local value -> new value, -1: the map's). */
@@ -29,10 +36,59 @@ static sp_status copy_op(emitter *e, int k, int op, const ir_val *from, ir_val *
     return SP_OK;
 }
 
+/* The values that the plans move. */
+static void mark_moved(emitter *e, const remat_plan *const *chosen) {
+    const save_model *m = e->m;
+    for (int k = 0; k < m->nseg; k++)
+        for (int v = 0; v < m->seg[k].s.nval; v++)
+            if (chosen[k]->saved[v] == REMAT_HOST) e->host[m->seg[k].val[v]] = -2;
+}
+
+/* By node of the forward: the first moved value that it is the last to make or read, itself or through a view, -1;
+ * next: by value, the next of them. */
+static int *last_readers(const emitter *e, ir_val *next) {
+    const save_model *m = e->m;
+    const ir_graph *g = m->g;
+    int *first = ARENA_ARRAY(m->a, int, g->nodes.n), *last = ARENA_ARRAY(m->a, int, g->values.n);
+    memset(first, -1, sizeof *first * (size_t)g->nodes.n);
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        for (int k = 0; !n->tag && k < n->nout; k++) last[n->out[k]] = i;
+        for (int k = 0; !n->tag && k < n->nin; k++) last[m->root[n->in[k]]] = i;
+    }
+    for (ir_val v = 0; v < g->values.n; v++) {
+        if (e->host[v] != -2) continue;
+        next[v] = first[last[v]];
+        first[last[v]] = v;
+    }
+    return first;
+}
+
+/* One end of a move. */
+static sp_status emit_move(emitter *e, ir_op op, ir_val x, int tag, ir_val *out) {
+    TRY(ir_emit(e->out, op, &x, 1, NULL, 0, NULL, NULL, out));
+    e->out->nodes.data[e->out->nodes.n - 1].tag = tag;
+    return SP_OK;
+}
+
+/* Brings segment k's values back; from here on everybody reads these. */
+static sp_status emit_fetches(emitter *e, int k, const remat_plan *p) {
+    const save_seg *s = &e->m->seg[k];
+    for (int v = 0; v < s->s.nval; v++) {
+        ir_val old = s->val[v];
+        if (p->saved[v] != REMAT_HOST) continue;
+        TRY(emit_move(e, OP_fetch, e->host[old], 1, &e->back[old]));
+        e->map[old] = e->back[old];
+    }
+    return SP_OK;
+}
+
 static sp_status emit_forward(emitter *e) {
     const save_model *m = e->m;
     const ir_graph *g = m->g;
     int *next = ARENA_ARRAY(m->a, int, m->nseg); /* by segment: the first op not yet written */
+    ir_val *more = ARENA_ARRAY(m->a, ir_val, g->values.n);
+    int *moved = last_readers(e, more);
     for (int k = 0; k < m->nseg; k++) {
         e->once[k] = ARENA_ARRAY(m->a, ir_val, m->seg[k].s.nval);
         memset(e->once[k], -1, sizeof **e->once * (size_t)m->seg[k].s.nval);
@@ -44,14 +100,14 @@ static sp_status emit_forward(emitter *e) {
         if (k < 0) {
             if (n->nout && m->kind[n->out[0]] == KIND_WEIGHT) continue;
             TRY(ir_copy_node(e->out, g, i, e->map));
-            continue;
         }
-        const save_seg *s = &m->seg[k];
-        for (int op = next[k]; op < s->s.nfwd; op++) {
+        const save_seg *s = k < 0 ? NULL : &m->seg[k];
+        for (int op = s ? next[k] : 0; s && op < s->s.nfwd; op++) {
             TRY(copy_op(e, k, op, e->once[k], e->once[k], 0));
             next[k] = op + 1;
             if (s->fwd[op] == i) break;
         }
+        for (ir_val v = moved[i]; v >= 0; v = more[v]) TRY(emit_move(e, OP_offload, e->map[v], 0, &e->host[v]));
     }
     for (int k = 0; k < m->nseg; k++) /* weights that only the backward reads */
         for (; next[k] < m->seg[k].s.nfwd; next[k]++) TRY(copy_op(e, k, next[k], e->once[k], e->once[k], 0));
@@ -68,7 +124,8 @@ static sp_status emit_backward(emitter *e, int k, const remat_plan *p) {
     for (int v = 0; v < s->s.nval; v++) {
         uint32_t f = s->s.val[v].flags;
         bool kept = p->saved[v] || f & (REMAT_INPUT | REMAT_SAVE | REMAT_OUT);
-        have[v] = kept ? e->once[k][v] : -1;
+        ir_val back = e->back[s->val[v]];
+        have[v] = !kept ? -1 : back >= 0 ? back : e->once[k][v];
     }
     sp_status ok = SP_OK;
     for (int i = 0; i < n && ok == SP_OK; i++) {
@@ -95,6 +152,9 @@ sp_status save_emit(const save_model *m, arena *a, const remat_plan *const *chos
     e.map = ARENA_ARRAY(m->a, ir_val, g->values.n);
     memset(e.map, -1, sizeof *e.map * (size_t)g->values.n);
     e.once = ARENA_ARRAY(m->a, ir_val *, m->nseg);
+    e.host = arena_memdup(m->a, e.map, sizeof *e.map * (size_t)g->values.n);
+    e.back = arena_memdup(m->a, e.map, sizeof *e.map * (size_t)g->values.n);
+    mark_moved(&e, chosen);
     TRY(emit_forward(&e));
     /* The forward's values as the outputs and other segments see them: of their home. */
     for (int k = 0; k < m->nseg; k++)
@@ -104,9 +164,12 @@ sp_status save_emit(const save_model *m, arena *a, const remat_plan *const *chos
     ir_val *result = ARENA_ARRAY(m->a, ir_val, outputs);
     for (int i = 0; i < outputs; i++) result[i] = e.map[g->outputs.data[i].value];
     for (int k = m->nseg - 1; k >= 0; k--) {
+        if (k) TRY(emit_fetches(&e, k - 1, chosen[k - 1]));
         TRY(emit_backward(&e, k, chosen[k]));
-        for (int v = 0; v < m->seg[k].s.nval; v++) /* clones are this segment's own */
-            if (e.once[k][v] >= 0) e.map[m->seg[k].val[v]] = e.once[k][v];
+        for (int v = 0; v < m->seg[k].s.nval; v++) { /* clones are this segment's own */
+            ir_val old = m->seg[k].val[v];
+            if (e.once[k][v] >= 0) e.map[old] = e.back[old] >= 0 ? e.back[old] : e.once[k][v];
+        }
     }
     for (int i = 0; i < outputs; i++) ir_set_output(e.out, g->outputs.data[i].name, result[i]);
     *out = ir_dce(e.out);

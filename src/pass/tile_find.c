@@ -65,6 +65,10 @@ static void analyse_node(tiler *t, int index) {
     }
     if (!n->nin) return;
     axis_layout first = t->seq[n->in[0]];
+    if (n->op == OP_offload || n->op == OP_fetch) { /* whole values go to the host, at a fixed place in the order */
+        t->seq[n->out[0]] = first;
+        return;
+    }
     if (first.kind == LAYOUT_PARTIAL) { /* a gradient on its way to its buffer */
         t->fits[index] = passes_sum(n->op);
         if (t->fits[index] && n->nout) t->seq[n->out[0]] = first;

@@ -268,6 +268,8 @@ static bool takes(const ir_node *n, int i, const tensor *t) {
     case OP_accum:
     case OP_dropout:
     case OP_take:
+    case OP_offload:
+    case OP_fetch:
         return true;
     case OP_xent_grad:
         return i == 3 || tensor_contiguous(t);
@@ -438,7 +440,8 @@ static sp_status lower_node(builder *b, const ir_node *n, const int *user, bool 
             done[acc - b->g->nodes.data] = true;
             for (int c = 0; c < len; c++) b->at[chain[c]] = i->out[k];
         } else {
-            i->out[k] = result_window(b, n->out[k], n->op == OP_dot, &i->accumulate);
+            i->out[k] = n->op == OP_offload ? window(new_buf(p, SEC_HOST, ir_bytes(&local), b->prog), &local)
+                                            : result_window(b, n->out[k], n->op == OP_dot, &i->accumulate);
         }
         b->at[n->out[k]] = i->out[k];
     }

@@ -1,7 +1,8 @@
 /* layout.c - sections, lifetimes, offsets; the memory table; the plan as text.
  *
  * One arena holds everything of a rank: parameters, gradients, moments, literals, inputs, then the work area, which is
- * placed by lifetime (place.c). The programs never run at once, so their work areas lie over each other.
+ * placed by lifetime (place.c). The programs never run at once, so their work areas lie over each other. Host
+ * copies have an arena of their own, placed in the same way.
  */
 #include "plan/place.h"
 #include "plan/plan.h"
@@ -10,7 +11,7 @@ enum { SECTION_ALIGN = 64, WORK_ALIGN = 256 };
 
 static void touch(plan *p, int id, int at) {
     plan_buf *b = &p->bufs.data[id];
-    if (b->section != SEC_WORK) return;
+    if (b->section != SEC_WORK && b->section != SEC_HOST) return;
     if (b->first < 0) b->first = at;
     b->last = at;
 }
@@ -36,13 +37,14 @@ static void lifetimes(plan *p) {
     }
 }
 
-/* Places the buffers of one list: of the body whose workspace is `loop`, or (-1) of program g. */
-static sp_status place_list(plan *p, int g, int loop, int64_t align, int64_t base, int64_t *size, int64_t *bound) {
+/* Places a section's buffers of one list: of the body whose workspace is `loop`, or (-1) of program g. */
+static sp_status place_list(plan *p, plan_section sec, int g, int loop, int64_t align, int64_t base, int64_t *size,
+                            int64_t *bound) {
     VEC(place_buf) bufs = {0};
     VEC(int) index = {0};
     for (int b = 0; b < p->bufs.n; b++) {
         const plan_buf *x = &p->bufs.data[b];
-        if (x->section != SEC_WORK || x->program != g || x->first < 0 || x->loop != loop) continue;
+        if (x->section != sec || x->program != g || x->first < 0 || x->loop != loop) continue;
         place_buf y = {.size = x->bytes, .first = x->first, .last = x->last, .align = align, .group = -1};
         vec_push(p->a, &bufs, y);
         vec_push(p->a, &index, b);
@@ -65,9 +67,10 @@ static sp_status place_program(plan *p, int g, int64_t align, int64_t base, int6
     for (int i = 0; i < list->n; i++) /* bodies first: their arenas are buffers of the program */
         if (list->data[i].loop) {
             int64_t live;
-            TRY(place_list(p, g, list->data[i].work, align, 0, &p->bufs.data[list->data[i].work].bytes, &live));
+            int64_t *body = &p->bufs.data[list->data[i].work].bytes;
+            TRY(place_list(p, SEC_WORK, g, list->data[i].work, align, 0, body, &live));
         }
-    TRY(place_list(p, g, -1, align, base, size, bound));
+    TRY(place_list(p, SEC_WORK, g, -1, align, base, size, bound));
     for (int b = 0; b < p->bufs.n; b++) {
         plan_buf *x = &p->bufs.data[b];
         if (x->program == g && x->loop >= 0 && x->first >= 0) x->offset += p->bufs.data[x->loop].offset;
@@ -130,10 +133,12 @@ sp_status plan_layout(plan *p, const plan_options *o) {
     lifetimes(p);
     int64_t work = 0;
     for (int g = 0; g < PROG_COUNT_OF; g++) {
-        int64_t size, bound;
+        int64_t size, bound, host;
         TRY(place_program(p, g, align, at, &size, &bound));
         work = max64(work, size);
         m->live_bound = max64(m->live_bound, bound);
+        TRY(place_list(p, SEC_HOST, g, -1, align, 0, &host, &bound));
+        m->section[SEC_HOST] = max64(m->section[SEC_HOST], host);
     }
     m->section[SEC_WORK] = work;
     CHECK(add_ok(at, work, &m->arena), "the plan needs more than 2^63 bytes");
@@ -173,7 +178,7 @@ static void print_list(const plan_list *list, int indent, buf *out) {
 }
 
 void plan_print(const plan *p, buf *out) {
-    static const char *const section[] = {"param", "grad", "moment", "const", "input", "work"};
+    static const char *const section[] = {"param", "grad", "moment", "const", "input", "work", "host"};
     static const char *const program[] = {"count", "step", "eval"};
     buf_printf(out, "plan \"%s\" mesh(", p->graph->name);
     for (int a = 0; a < p->mesh.naxes; a++)
@@ -187,7 +192,8 @@ void plan_print(const plan *p, buf *out) {
         const plan_buf *x = &p->bufs.data[b];
         if (x->offset < 0) continue;
         buf_printf(out, "b%d %s %lld @%lld", b, section[x->section], (long long)x->bytes, (long long)x->offset);
-        if (x->section == SEC_WORK) buf_printf(out, " %s[%d,%d]", program[x->program], x->first, x->last);
+        if (x->section == SEC_WORK || x->section == SEC_HOST)
+            buf_printf(out, " %s[%d,%d]", program[x->program], x->first, x->last);
         if (x->loop >= 0) buf_printf(out, " in b%d", x->loop);
         buf_printf(out, "\n");
     }

@@ -19,15 +19,16 @@ typedef enum plan_section {
     SEC_CONST,  /* literals and scalars */
     SEC_INPUT,  /* one microbatch of integers, and the 1/count scalar */
     SEC_WORK,   /* activations, cotangents, workspaces: placed by lifetime */
+    SEC_HOST,   /* host copies of values that wait for the backward: an arena of their own, placed by lifetime too */
     SEC_COUNT
 } plan_section;
 
 typedef struct plan_buf {
     plan_section section;
     int64_t bytes;
-    int64_t offset;  /* from the arena's start; after placement */
-    int first, last; /* SEC_WORK: instructions of its program, inclusive */
-    int program;     /* SEC_WORK: which program */
+    int64_t offset;  /* from its arena's start; after placement */
+    int first, last; /* SEC_WORK, SEC_HOST: instructions of its program, inclusive */
+    int program;     /* SEC_WORK, SEC_HOST: which program */
     int loop;        /* the workspace of the loop in whose body it lives (first, last: of the body); -1 none */
     bool comm;       /* staging of a collective */
 } plan_buf;
@@ -97,8 +98,8 @@ typedef struct plan_program {
 
 /* Bytes of one rank by part, and where the peak is. */
 typedef struct plan_memory {
-    int64_t section[SEC_COUNT];                  /* SEC_WORK: the placed arena of activations */
-    int64_t arena;                               /* everything: what exec maps */
+    int64_t section[SEC_COUNT];                  /* SEC_WORK, SEC_HOST: the placed arenas */
+    int64_t arena;                               /* everything but SEC_HOST: what exec maps on the device */
     int64_t live_bound;                          /* SEC_WORK's live-size lower bound: no placement is smaller */
     int64_t peak_saved, peak_working, peak_comm; /* of what is alive at the peak */
     int peak_instr;

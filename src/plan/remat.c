@@ -505,10 +505,12 @@ sp_status remat_front(arena *a, const remat_seg *s, int cap, remat_plans *out) {
 
 /* ---- host offload ------------------------------------------------------------------------------ */
 
+/* What may go: not what another segment's backward reads, at a time that is not ours to know. */
 static int cand_bytes(const remat_seg *s, const remat_plan *p, cand *c) {
     int n = 0;
     for (int v = 0; v < s->nval; v++)
-        if (p->saved[v] == REMAT_DEVICE && s->val[v].bytes > 0) c[n++] = (cand){v, (double)s->val[v].bytes};
+        if (p->saved[v] == REMAT_DEVICE && s->val[v].bytes > 0 && !(s->val[v].flags & REMAT_SAVE))
+            c[n++] = (cand){v, (double)s->val[v].bytes};
     qsort(c, (size_t)n, sizeof *c, cand_cmp);
     return n;
 }

@@ -18,7 +18,7 @@ enum { STEPS_LOG = 11 };
 
 typedef struct state {
     int64_t r, bytes, host;
-    double t;
+    double t, cost; /* seconds; and with the price of host bytes */
     int next, plan; /* state of the suffix after this segment; our segment's plan */
 } state;
 
@@ -50,13 +50,14 @@ static int bucket(int64_t r) {
 enum { BUCKETS = (64 - STEPS_LOG + 1) << STEPS_LOG };
 
 static bool better(const state *x, const state *y) {
-    if (x->t != y->t) return x->t < y->t;
+    if (x->cost != y->cost) return x->cost < y->cost;
     if (x->r != y->r) return x->r < y->r;
     return x->host < y->host;
 }
 
-/* One run of the program; plans with host bytes only in the first `with_host` segments. */
-static void solve(arena *a, const remat_chain *c, int with_host, remat_curve *out) {
+/* One run of the program; plans with host bytes only in the first `with_host` segments, and a host byte as dear as
+ * `price` seconds. */
+static void solve(arena *a, const remat_chain *c, int with_host, double price, remat_curve *out) {
     arena *tmp = arena_new();
     run r = {.level = ARENA_ARRAY(a, back *, c->n + 1)};
     states cur = {0};
@@ -75,6 +76,7 @@ static void solve(arena *a, const remat_chain *c, int with_host, remat_curve *ou
                            .bytes = cur.data[k].bytes + x->bytes,
                            .host = cur.data[k].host + x->host,
                            .t = cur.data[k].t + x->seconds,
+                           .cost = cur.data[k].cost + x->seconds + price * (double)x->host,
                            .next = k,
                            .plan = j};
                 if (s.host > c->host_budget) continue;
@@ -89,8 +91,8 @@ static void solve(arena *a, const remat_chain *c, int with_host, remat_curve *ou
         cur.n = 0;
         double best = INFINITY;
         for (int b = lo; b <= hi; b++) {
-            if (used[b] && slot[b].t < best) {
-                best = slot[b].t;
+            if (used[b] && slot[b].cost < best) {
+                best = slot[b].cost;
                 vec_push(NULL, &cur, slot[b]);
             }
             used[b] = 0;
@@ -123,7 +125,7 @@ static int point_cmp(const void *x, const void *y) {
 remat_curve *remat_chain_solve(arena *a, const remat_chain *c) {
     remat_curve *out = ARENA_NEW(a, remat_curve);
     out->n = c->n;
-    solve(a, c, 0, out);
+    solve(a, c, 0, 0, out);
     /* The host takes early segments first, whose values wait longest, never the last one's, which come back at once. A
      * run for each eighth of the chain: together they hold every budget's best up to that step. */
     int tried = 0;
@@ -131,8 +133,18 @@ remat_curve *remat_chain_solve(arena *a, const remat_chain *c) {
         int with_host = (c->n - 1) * part / 8;
         if (with_host <= tried) continue;
         tried = with_host;
-        solve(a, c, with_host, out);
+        solve(a, c, with_host, 0, out);
     }
+    /* The host's budget is no part of a state, and free host bytes would be spent where the walk starts. Priced against
+     * recomputation, from a little to more than all of it is worth, they go where they help most. */
+    double all = 0;
+    for (int i = 0; i < c->n; i++) {
+        double most = 0;
+        for (int j = 0; j < c->plans[c->cls[i]].n; j++) most = fmax(most, c->plans[c->cls[i]].data[j].seconds);
+        all += most;
+    }
+    for (double price = 1.0 / 16; price <= 256 && c->host_budget > 0; price *= 8)
+        solve(a, c, c->n - 1, price * all / (double)c->host_budget, out);
     remat_points *p = &out->points;
     qsort(p->data, (size_t)p->n, sizeof *p->data, point_cmp);
     int n = 0;

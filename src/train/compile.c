@@ -18,7 +18,13 @@ sp_status train_options(const train_model *m, const train_setup *s, pass_options
                           .tile_bytes = s->tile_bytes,
                           .tile_rows = s->tile_rows,
                           .break_rule = s->break_rule,
-                          .memory = s->memory};
+                          .memory = s->memory,
+                          .host_memory = s->host_memory};
+    bool ours = !s->save_policy || strcmp(s->save_policy, "budget") == 0;
+    CHECK(!s->host_memory || s->memory,
+          "--host-memory needs --memory BYTES: values move to the host when a rank's memory is too small for them");
+    CHECK(!s->host_memory || ours, "--host-memory needs --set save.policy=budget: '%s' moves nothing to the host",
+          s->save_policy);
     TRY(fixed_or(m->fixed_seq, s->seq, "seq", "sequence length", &out->seq));
     TRY(fixed_or(m->fixed_batch, s->batch ? s->batch : m->fixed_batch ? 0 : 1, "batch", "batch", &out->batch));
     int64_t low = m->import.seq_min, high = m->import.seq_max;
@@ -61,7 +67,7 @@ static sp_status compile(const train_model *m, const train_setup *s, train_compi
 }
 
 sp_status train_compile(const train_model *m, const train_setup *s, train_compiled *out) {
-    *out = (train_compiled){.dev = device_find(s->device)};
+    *out = (train_compiled){.dev = device_find(s->device), .host_dir = s->host_dir};
     CHECK(out->dev, "this build has no device '%s'", s->device);
     CHECK(s->compute != DT_F64 || strcmp(s->device, "ref") == 0, "--dtype f64 needs --device ref");
     out->a = arena_new();
@@ -101,7 +107,7 @@ static sp_status load_weights(const train_model *m, exec *e) {
 sp_status train_load(const train_model *m, const train_compiled *p, comm *c, int threads, exec **out) {
     *out = NULL;
     TRY(check_inputs(p->plan));
-    exec_options o = {.dev = p->dev, .comm = c, .threads = threads};
+    exec_options o = {.dev = p->dev, .comm = c, .threads = threads, .host_dir = p->host_dir};
     exec *e;
     TRY(exec_new(p->plan, &o, &e));
     if (load_weights(m, e) != SP_OK) {

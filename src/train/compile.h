@@ -18,6 +18,8 @@ typedef struct train_setup {
     const char *break_rule;        /* tests only: an op whose layout rule is wrong on purpose; NULL */
     const char *machine;           /* what operators cost: a description (cost/cost.h); NULL: "cpu" */
     int64_t memory;                /* bytes a rank; 0: no budget */
+    int64_t host_memory;           /* bytes a rank for values moved to the host; 0: none */
+    const char *host_dir;          /* where their file goes; NULL: TMPDIR */
     bool optimizer;                /* the plan holds AdamW's moments */
 } train_setup;
 
@@ -29,6 +31,7 @@ typedef struct train_compiled {
     cost_step cost;   /* of one microbatch on that machine */
     save_report save; /* what is kept and what is computed again */
     plan *plan;
+    const char *host_dir; /* exec_options */
 } train_compiled;
 
 /* Fills in what the export fixed and checks the rest against it; the passes' options. */

@@ -188,13 +188,16 @@ static sp_status evaluate(runner *r, double *loss) {
 }
 
 /* What all ranks must know at the end of a step: the largest measured peak, and whether one was asked to stop. */
-static sp_status agree(runner *r, int64_t *peak, bool *stop) {
-    int64_t own[2] = {0, stop_asked}, all[2];
+static sp_status agree(runner *r, int64_t *peak, int64_t *host, bool *stop) {
+    int64_t own[3] = {0, stop_asked}, all[3];
     int64_t bytes;
     void *base = exec_arena(r->e, &bytes);
     if (r->job->measure) TRY(measure_touched(base, min64(bytes, exec_plan(r->e)->memory.arena), &own[0]));
-    TRY(comm_all_reduce(r->c, own, all, 2, DT_I64, COMM_MAX));
+    base = exec_host(r->e, &bytes);
+    if (r->job->measure) TRY(measure_touched(base, min64(bytes, exec_plan(r->e)->memory.section[SEC_HOST]), &own[2]));
+    TRY(comm_all_reduce(r->c, own, all, 3, DT_I64, COMM_MAX));
     *peak = all[0];
+    *host = all[2];
     *stop = all[1] != 0;
     return SP_OK;
 }
@@ -221,8 +224,9 @@ static sp_status one_step(runner *r, int64_t step, bool *stop) {
                              .tokens = o->batch * o->seq * j->accum,
                              .lr = adamw.lr,
                              .grad_norm = norm,
-                             .planned_peak_bytes = exec_plan(r->e)->memory.arena};
-    TRY(agree(r, &rec.measured_peak_bytes, stop));
+                             .planned_peak_bytes = exec_plan(r->e)->memory.arena,
+                             .planned_host_bytes = exec_plan(r->e)->memory.section[SEC_HOST]};
+    TRY(agree(r, &rec.measured_peak_bytes, &rec.measured_host_bytes, stop));
     rec.step_s = now_s() - start;
     rec.tokens_per_s = (double)rec.tokens / rec.step_s;
     bool last = rec.step == j->schedule.steps;

@@ -18,11 +18,14 @@ struct train_metrics {
 };
 
 int train_metrics_format(const train_step_record *r, char *out, size_t cap) {
-    int n = snprintf(out, cap,
-                     "{\"step\": %lld, \"loss\": %.17g, \"tokens\": %lld, \"tokens_per_s\": %.6g, \"step_s\": %.6g, "
-                     "\"lr\": %.17g, \"grad_norm\": %.17g, \"planned_peak_bytes\": %lld, \"measured_peak_bytes\": %lld",
-                     (long long)r->step, r->loss, (long long)r->tokens, r->tokens_per_s, r->step_s, r->lr, r->grad_norm,
-                     (long long)r->planned_peak_bytes, (long long)r->measured_peak_bytes);
+    int n =
+        snprintf(out, cap,
+                 "{\"step\": %lld, \"loss\": %.17g, \"tokens\": %lld, \"tokens_per_s\": %.6g, \"step_s\": %.6g, "
+                 "\"lr\": %.17g, \"grad_norm\": %.17g, \"planned_peak_bytes\": %lld, \"measured_peak_bytes\": %lld, "
+                 "\"planned_host_bytes\": %lld, \"measured_host_bytes\": %lld",
+                 (long long)r->step, r->loss, (long long)r->tokens, r->tokens_per_s, r->step_s, r->lr, r->grad_norm,
+                 (long long)r->planned_peak_bytes, (long long)r->measured_peak_bytes, (long long)r->planned_host_bytes,
+                 (long long)r->measured_host_bytes);
     ASSERT(n > 0 && (size_t)n < cap);
     int more = r->has_eval ? snprintf(out + n, cap - (size_t)n, ", \"eval_loss\": %.17g}", r->eval_loss)
                            : snprintf(out + n, cap - (size_t)n, "}");

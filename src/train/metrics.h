@@ -14,6 +14,7 @@ typedef struct train_step_record {
     double tokens_per_s, step_s;
     double lr, grad_norm;                            /* the norm before clipping */
     int64_t planned_peak_bytes, measured_peak_bytes; /* per rank, the largest */
+    int64_t planned_host_bytes, measured_host_bytes; /* host copies, the same */
     bool has_eval;
     double eval_loss; /* written as "eval_loss" on the steps that evaluate */
 } train_step_record;

@@ -22,7 +22,9 @@ static train_step_record record(int64_t step) {
                                .lr = 3e-4,
                                .grad_norm = 0.1,
                                .planned_peak_bytes = 123456789012,
-                               .measured_peak_bytes = 123456789011};
+                               .measured_peak_bytes = 123456789011,
+                               .planned_host_bytes = 123456789010,
+                               .measured_host_bytes = 123456789009};
 }
 
 static void line_reads_back(void **state) {
@@ -32,7 +34,7 @@ static void line_reads_back(void **state) {
     train_metrics_format(&r, line, sizeof line);
     json_t *o = json_loads(line, 0, NULL);
     assert_non_null(o);
-    assert_int_equal(json_object_size(o), 9);
+    assert_int_equal(json_object_size(o), 11);
     assert_int_equal(json_integer_value(json_object_get(o, "step")), 7);
     assert_true(json_real_value(json_object_get(o, "loss")) == r.loss); /* every bit */
     assert_int_equal(json_integer_value(json_object_get(o, "tokens")), 4096);
@@ -41,6 +43,8 @@ static void line_reads_back(void **state) {
     assert_true(json_real_value(json_object_get(o, "grad_norm")) == 0.1);
     assert_int_equal(json_integer_value(json_object_get(o, "planned_peak_bytes")), 123456789012);
     assert_int_equal(json_integer_value(json_object_get(o, "measured_peak_bytes")), 123456789011);
+    assert_int_equal(json_integer_value(json_object_get(o, "planned_host_bytes")), 123456789010);
+    assert_int_equal(json_integer_value(json_object_get(o, "measured_host_bytes")), 123456789009);
     assert_null(json_object_get(o, "eval_loss"));
     json_decref(o);
     r.has_eval = true;

@@ -7,6 +7,7 @@
 #include "pass/pass.h"
 #include "pass/save.h"
 #include "pass/save_impl.h"
+#include "train/measure.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -121,7 +122,7 @@ typedef struct job {
     float *grads; /* all of them, of rank 0; malloced */
     int64_t numel;
     double loss;
-    int64_t arena, touched;
+    int64_t arena, touched, host, host_touched;
     save_report report;
 } job;
 
@@ -166,6 +167,11 @@ static sp_status rank_body(comm *c, void *arg) {
         j->loss = loss / count;
         j->arena = p->memory.arena;
         j->touched = exec_touched_bytes(e);
+        j->host = p->memory.section[SEC_HOST];
+        int64_t bytes;
+        void *host = exec_host(e, &bytes);
+        assert_true(bytes >= j->host);
+        TRY(measure_touched(host, j->host, &j->host_touched));
         j->report = r;
         j->report.segment = NULL;
         j->report.front = NULL;
@@ -359,6 +365,113 @@ static void tiles_are_chosen_with_the_plan(void **state) {
     assert_true(won > 0 && least < all / 2);
 }
 
+/* ---- host copies ---------------------------------------------------------------------------------- */
+
+/* The least budget that is feasible, as the refusal of a byte says. */
+static int64_t least_budget(const shape *s, int64_t seq, int ranks, int64_t host_memory) {
+    cost_machine m = machine();
+    arena *a = arena_new();
+    exec_options eo = {.dev = &device_cpu, .threads = 1};
+    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    save_options o = {.memory = 1, .host_memory = host_memory, .machine = &m, .lower = &po};
+    save_report r;
+    ir_graph *out;
+    assert_int_equal(pass_save(joint_of(a, s, 1, seq, ranks), &o, &r, &out), SP_FAIL);
+    arena_free(a);
+    return r.least;
+}
+
+/* A budget below what recomputation alone can do moves values to the host: same gradients, and all of the planned host
+ * arena is really used. With room enough nothing moves; the host's budget is kept too. */
+static void values_move_to_the_host(void **state) {
+    (void)state;
+    cost_machine m = machine();
+    int64_t seq = 512, room = 1 << 20;
+    for (int ranks = 1; ranks <= 2; ranks++) {
+        job plain = {.m = &small, .batch = 1, .seq = seq};
+        run(&plain, ranks);
+        assert_int_equal(plain.host, 0);
+        int64_t without = least_budget(&small, seq, ranks, 0), with = least_budget(&small, seq, ranks, room);
+        assert_true(with < without);
+        int64_t all = 0;
+        for (int i = 0; i < 4; i++) {
+            job j = plain;
+            j.saved = true;
+            j.o = (save_options){.memory = with, .host_memory = room, .machine = &m};
+            if (i == 1) j.o.memory = with + (without - with) / 2;
+            if (i == 2) j.o.memory = plain.arena;
+            if (i == 3) {
+                j.o.host_memory = all - 1;
+                j.o.memory = least_budget(&small, seq, ranks, all - 1);
+                assert_true(j.o.memory < without && j.o.memory >= with);
+            }
+            run(&j, ranks);
+            if (getenv("VERBOSE"))
+                printf("%d ranks: %lld bytes (plain %lld, without host %lld), host %lld\n", ranks, (long long)j.arena,
+                       (long long)plain.arena, (long long)without, (long long)j.host);
+            if (i == 0) all = j.host;
+            assert_true(j.arena <= j.o.memory && j.host <= j.o.host_memory);
+            assert_true(i == 2 || (j.host > 0 && j.arena < without));
+            if (i == 2) assert_int_equal(j.host, 0);
+            assert_int_equal(j.host_touched, j.host);
+            assert_true(j.loss == plain.loss);
+            assert_int_equal(j.numel, plain.numel);
+            if (memcmp(j.grads, plain.grads, sizeof *j.grads * (size_t)j.numel) != 0)
+                fail_msg("%d ranks: gradients differ with %lld bytes on the host", ranks, (long long)j.host);
+            free(j.grads);
+        }
+        free(plain.grads);
+    }
+}
+
+/* Copies leave behind the last forward reader, come back a segment early, and nobody in the backward reads the
+ * original, which would keep its buffer alive. */
+static void moves_stand_where_they_should(void **state) {
+    (void)state;
+    cost_machine m = machine();
+    int64_t seq = 512, room = 1 << 20;
+    shape s = small;
+    s.layers = 8;
+    arena *a = arena_new();
+    exec_options eo = {.dev = &device_cpu, .threads = 1};
+    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    save_options o = {.host_memory = room, .machine = &m, .lower = &po, .memory = least_budget(&s, seq, 1, room)};
+    save_report r;
+    ir_graph *g;
+    if (pass_save(joint_of(a, &s, 1, seq, 1), &o, &r, &g) != SP_OK) fail_msg("%s", err_text());
+    int moves = 0;
+    ir_val *root = ARENA_ARRAY(a, ir_val, g->values.n);
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        for (int k = 0; k < n->nout; k++) root[n->out[k]] = op_table[n->op].flags & F_VIEW ? root[n->in[0]] : n->out[k];
+    }
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        if (n->op == OP_offload) {
+            assert_int_equal(n->tag, 0);
+            for (int j = i + 1; j < g->nodes.n; j++)
+                for (int k = 0; k < g->nodes.data[j].nin; k++)
+                    assert_int_not_equal(root[g->nodes.data[j].in[k]], root[n->in[0]]);
+        }
+        if (n->op != OP_fetch) continue;
+        moves++;
+        assert_int_equal(n->tag, 1);
+        assert_int_equal(ir_def(g, n->in[0])->op, OP_offload);
+        int between = 0; /* another layer's backward, or the loss's */
+        bool read = false;
+        for (int j = i + 1; j < g->nodes.n && !read; j++) {
+            const ir_node *x = &g->nodes.data[j];
+            for (int k = 0; k < x->nin; k++) read |= root[x->in[k]] == n->out[0];
+            between += !read && (x->op == OP_attention_grad || x->op == OP_xent_grad);
+        }
+        assert_true(read && between == 1);
+    }
+    assert_true(moves >= s.layers - 1);
+    assert_int_equal(r.segment[r.segments - 1].host, 0);
+    assert_true(r.host > 0 && r.host <= room);
+    arena_free(a);
+}
+
 /* ---- the others' rules ---------------------------------------------------------------------------- */
 
 /* What a rule keeps of one decoder, by the operator that made it: "dot dot attention ...", in order, of the middle
@@ -409,6 +522,9 @@ int main(void) {
         cmocka_unit_test(layers_are_segments),      cmocka_unit_test(gradients_are_equal_bit_by_bit),
         cmocka_unit_test(budgets_are_monotone),     cmocka_unit_test(tiles_are_chosen_with_the_plan),
         cmocka_unit_test(rules_keep_what_they_say),
+        cmocka_unit_test(layers_are_segments),           cmocka_unit_test(gradients_are_equal_bit_by_bit),
+        cmocka_unit_test(budgets_are_monotone),          cmocka_unit_test(values_move_to_the_host),
+        cmocka_unit_test(moves_stand_where_they_should), cmocka_unit_test(rules_keep_what_they_say),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,89 @@
+#!/bin/bash
+# --host-memory: what a user can get wrong, a full disk before the first step, and a training that moves values.
+# usage: offload.sh AUTOSP SOURCE_DIR
+set -u
+autosp=$1
+model=$2/tests/fixtures/llama.pt2
+text=$2/examples/tiny-text/train.txt
+dir=$(mktemp -d)
+trap 'umount "$dir/small" 2>/dev/null; rm -rf "$dir"' EXIT
+failed=0
+complain() {
+    echo "$*"
+    failed=1
+}
+# refused STATUS TEXT ARGS...
+refused() {
+    local status=$1 want=$2
+    shift 2
+    timeout 60 "$autosp" "$@" >"$dir/stdout" 2>"$dir/stderr" </dev/null
+    local got=$?
+    if [ $got -ne "$status" ] || ! grep -qF -- "$want" "$dir/stderr"; then
+        complain "autosp $*: exit $got (want $status), want '$want'; got: $(cat "$dir/stderr")"
+    fi
+}
+field() { sed -n "s/^{\"step\": $2, .*\"$3\": \([^,}]*\).*/\1/p" "$1"; }
+
+# ---- what is not understood
+refused 2 "--host-memory must be above 0" plan "$model" --seq 64 --memory 1GiB --host-memory 0
+refused 2 "--host-memory" plan "$model" --seq 64 --memory 1GiB --host-memory lots
+refused 2 "--host-memory" plan "$model" --seq 64 --memory 1GiB --host-memory -1GiB
+refused 1 "--host-memory needs --memory BYTES" plan "$model" --seq 64 --host-memory 1GiB
+refused 1 "'pytorch' moves nothing to the host" plan "$model" --seq 64 --memory 1GiB --host-memory 1GiB --set save.policy=pytorch
+
+# ---- a budget that only host copies make feasible
+size="--seq 1024 --ranks 2 --set tile.policy=off"
+least() { sed -n 's/.*least feasible budget is [^(]*(\([0-9]*\) bytes).*/\1/p' "$dir/stderr"; }
+# shellcheck disable=SC2086
+refused 1 "is too small" plan "$model" $size --memory 1KiB
+without=$(least)
+# shellcheck disable=SC2086
+refused 1 "is too small" plan "$model" $size --memory 1KiB --host-memory 8MiB
+with=$(least)
+[ "${with:-0}" -gt 0 ] && [ "$with" -lt "${without:-0}" ] || complain "least budgets: $with with the host, $without without"
+train="train $model --data $text $size --steps 2 --threads 1 --seed 3"
+# shellcheck disable=SC2086
+"$autosp" $train --metrics "$dir/all.jsonl" 2>"$dir/stderr" || complain "$(cat "$dir/stderr")"
+mkdir "$dir/tmp"
+# shellcheck disable=SC2086
+TMPDIR=$dir/tmp "$autosp" $train --memory "$with" --host-memory 8MiB --metrics "$dir/host.jsonl" 2>"$dir/stderr" ||
+    complain "$(cat "$dir/stderr")"
+for name in loss grad_norm; do
+    for step in 1 2; do
+        a=$(field "$dir/all.jsonl" $step $name) b=$(field "$dir/host.jsonl" $step $name)
+        [ -n "$a" ] && [ "$a" = "$b" ] || complain "step $step: $name is $a without host copies, $b with"
+    done
+done
+planned=$(field "$dir/host.jsonl" 2 planned_host_bytes) measured=$(field "$dir/host.jsonl" 2 measured_host_bytes)
+[ "${planned:-0}" -gt 0 ] && [ "$planned" = "$measured" ] || complain "host copies: $planned planned, $measured measured"
+[ "$(field "$dir/all.jsonl" 2 planned_host_bytes)" = 0 ] || complain "host copies without --host-memory"
+peak=$(field "$dir/host.jsonl" 2 measured_peak_bytes)
+[ "${peak:-0}" -le "$with" ] || complain "the peak of $peak is above the budget of $with"
+[ -z "$(ls -A "$dir/tmp")" ] || complain "left in TMPDIR: $(ls "$dir/tmp")"
+# shellcheck disable=SC2086
+json=$("$autosp" plan "$model" $size --memory "$with" --host-memory 8MiB --json)
+case $json in *"\"host_bytes\": $planned,"*) ;; *) complain "plan --json says $json, training $planned" ;; esac
+
+# ---- no room: before the first step, naming folder and bytes
+train="$train --memory $with --host-memory 8MiB --metrics $dir/none.jsonl"
+nothing() { [ ! -s "$dir/none.jsonl" ] || complain "$1: a step was made: $(cat "$dir/none.jsonl")"; }
+mkdir "$dir/full"
+(
+    ulimit -f 8 # blocks of 1 KiB
+    # shellcheck disable=SC2086
+    TMPDIR=$dir/full refused 1 "($planned bytes) of host copies in the folder $dir/full" $train
+    exit $failed
+) || failed=1
+nothing "a limit on files"
+[ -z "$(ls -A "$dir/full")" ] || complain "left in a full folder: $(ls "$dir/full")"
+# shellcheck disable=SC2086
+TMPDIR=$dir/nowhere refused 1 "cannot make a file in the folder $dir/nowhere" $train
+nothing "no folder"
+mkdir "$dir/small"
+if mount -t tmpfs -o size=8k none "$dir/small" 2>/dev/null; then # only root may
+    # shellcheck disable=SC2086
+    TMPDIR=$dir/small refused 1 "in the folder $dir/small: No space left on device" $train
+    nothing "a full disk"
+    umount "$dir/small"
+fi
+exit $failed
