@@ -67,12 +67,12 @@ arena *arena_new(void);
 void arena_free(arena *a); /* NULL is allowed */
 /* Zeroed, 16-byte aligned memory owned by the arena. Aborts when the system has no memory: sizes that
  * come from a file or a user must be checked, or go through arena_try_alloc. */
-void *arena_alloc(arena *a, size_t bytes) __attribute__((malloc, alloc_size(2)));
+void *arena_alloc(arena *a, size_t bytes) __attribute__((malloc, alloc_size(2), returns_nonnull));
 /* Like arena_alloc, but NULL when the system has no memory. */
 void *arena_try_alloc(arena *a, size_t bytes);
-char *arena_strdup(arena *a, const char *s);
+char *arena_strdup(arena *a, const char *s) __attribute__((returns_nonnull));
 char *arena_printf(arena *a, const char *fmt, ...) SP_PRINTF(2, 3);
-void *arena_memdup(arena *a, const void *p, size_t bytes);
+void *arena_memdup(arena *a, const void *p, size_t bytes) __attribute__((returns_nonnull));
 /* Bytes handed out so far, for reports. */
 size_t arena_used(const arena *a);
 
@@ -94,7 +94,7 @@ size_t arena_used(const arena *a);
         (v)->data[(v)->n++] = (x);                                                                                     \
     } while (0)
 #define vec_free(v) (vec_release((v)->data), (v)->data = NULL, (v)->n = (v)->cap = 0)
-void *vec_grow(arena *a, void *data, int *cap, int n, size_t elem);
+void *vec_grow(arena *a, void *data, int *cap, int n, size_t elem) __attribute__((returns_nonnull));
 void vec_release(void *data);
 
 /* ---- a text buffer ----------------------------------------------------------------------------- */
