@@ -200,7 +200,7 @@ sp_status save_rule_plan(const save_model *m, bool autosp, remat_plan *p) {
     double total = 1;
     for (int v = 0; v < s->nval; v++)
         if (r.maker[v] >= 0) total += weight(&r, v);
-    double scale = (double)(PLAN_INF / 8) / total < 1 ? (double)(PLAN_INF / 8) / total : 1;
+    double scale = (double)PLAN_INF / 8 / total < 1 ? (double)PLAN_INF / 8 / total : 1;
     for (int i = 0; i < s->nfwd; i++) {
         if (r.banned[i]) plan_flow_edge(f, 0, 2 + i, PLAN_INF);
         for (int j = 0; j < s->fwd[i].nin; j++) {

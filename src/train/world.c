@@ -10,8 +10,8 @@ static int local_ranks(void) {
     static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const char *text = getenv(names[i]);
-        int n = text ? atoi(text) : 0;
-        if (n > 0) return n;
+        long n = text ? strtol(text, NULL, 10) : 0; /* Slurm's goes on after the number: 4(x2) */
+        if (n > 0 && n < 4096) return (int)n;
     }
     return 1;
 }
