@@ -110,8 +110,9 @@ static bool inside_torch(const frame *f) {
 /* Read from the raw text: unescaping every node's traces would cost more than the rest of the import. */
 const char *pt2_source(arena *a, const pt2_node *n) {
     static const char key[] = "\"stack_trace\"", file[] = "File \\\"";
+    if (!n->meta) return "";
     const char *end = n->meta + n->meta_len;
-    const char *p = n->meta ? memmem(n->meta, (size_t)n->meta_len, key, sizeof key - 1) : NULL;
+    const char *p = memmem(n->meta, (size_t)n->meta_len, key, sizeof key - 1);
     if (!p) return "";
     p = memchr(p + sizeof key - 1, '"', (size_t)(end - p) - (sizeof key - 1));
     if (!p) return "";

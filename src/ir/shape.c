@@ -172,8 +172,9 @@ sp_status shape_concat(ir_graph *g, const ir_node *n, const ir_type *given, ir_t
 
 sp_status shape_take(ir_graph *g, const ir_node *n, const ir_type *given, ir_type *out) {
     (void)given;
+    CHECK(n->nin >= 2, "take: needs a tensor and an index tensor");
     int k = n->nin - 1;
-    CHECK(k >= 1 && k <= IN(0)->rank, "take: %d index tensors for %s", k, TYPE_TEXT(IN(0)));
+    CHECK(k <= IN(0)->rank, "take: %d index tensors for %s", k, TYPE_TEXT(IN(0)));
     out[0].t = IN(0)->t;
     int rank = IN(1)->rank + IN(0)->rank - k;
     CHECK(rank <= IR_MAX_RANK, "take: a result of rank %d", rank);

@@ -77,6 +77,9 @@ static void reader_refuses(void **state) {
             "different types");
     refused(G("  %0 = fill {value=1.0} : f32[3]@seq=S0\n  return\n"), "divides");
     refused(G("  %0 = permute : f32[3]\n  return\n"), "perm");
+    refused(G("  %0 = take : f32[3]\n  return\n"), "take");
+    refused(G("  %0 = concat {dim=0} : f32[3]\n  return\n"), "concat");
+    refused(G("  %0 = attention {scale=1.0} : f32[3]\n  return\n"), "attention");
     /* partial + replicated, and a non-linear use of a partial sum */
     refused(G("  %0 = fill {value=1.0} : f32[4]@seq=S0\n  %1 = sum(%0) {dims=[0]} : f32[]@seq=P\n"
               "  %2 = fill {value=1.0} : f32[]\n  %3 = add(%1, %2) : f32[]@seq=P\n  return\n"),
