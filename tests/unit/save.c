@@ -521,10 +521,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layers_are_segments),      cmocka_unit_test(gradients_are_equal_bit_by_bit),
         cmocka_unit_test(budgets_are_monotone),     cmocka_unit_test(tiles_are_chosen_with_the_plan),
+        cmocka_unit_test(values_move_to_the_host),  cmocka_unit_test(moves_stand_where_they_should),
         cmocka_unit_test(rules_keep_what_they_say),
-        cmocka_unit_test(layers_are_segments),           cmocka_unit_test(gradients_are_equal_bit_by_bit),
-        cmocka_unit_test(budgets_are_monotone),          cmocka_unit_test(values_move_to_the_host),
-        cmocka_unit_test(moves_stand_where_they_should), cmocka_unit_test(rules_keep_what_they_say),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
