@@ -48,7 +48,7 @@ class Operators(nn.Module):
         yield x.amax(-1, keepdim=True) * x - x.amin(-1, keepdim=True)
         yield torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x + x.norm(dim=-1, keepdim=True)
         yield (x > 0).any(-1, keepdim=True) * x + (x > -9).all(-1, keepdim=True) * x
-        yield x.softmax(-1) * x.log_softmax(-1) + x.mean((1, 2), keepdim=True) * x
+        yield x.softmax(-1) * x.log_softmax(-1) + x.unflatten(-1, (3, 4)).mean((2, 3)).unsqueeze(-1) * x
         yield F.layer_norm(x, (12,)) + F.rms_norm(x.unflatten(-1, (3, 4)), (3, 4), eps=1e-5).flatten(2)
 
     def products(self, x):
