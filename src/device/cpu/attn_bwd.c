@@ -30,12 +30,13 @@ typedef struct scratch {
     float *k2, *p16, *ds16, *ds2, *q2, *dout2; /* words of pairs, see tile_pairs */
 } scratch;
 
-static int64_t scratch_layout(int64_t D, int64_t Dp, float *base, scratch *w) {
-    const int64_t KB = key_block(D);
+/* Sized for the keys and the type there are, so that a plan counts what will be touched. */
+static int64_t scratch_layout(int64_t D, int64_t Dp, int64_t Sk, bool bf, float *base, scratch *w) {
+    const int64_t KB = min64(key_block(D), round_up(max64(Sk, 1), 64));
     float **part[] = {&w->k,      &w->v,   &w->dk,  &w->dv,   &w->s,   &w->ds,  &w->cap,
                       &w->qt,     &w->dot, &w->q,   &w->dout, &w->dqt, &w->lse, &w->delta,
                       &w->qscale, &w->k2,  &w->p16, &w->ds16, &w->ds2, &w->q2,  &w->dout2};
-    const int64_t pairs = VEC_PAIRS ? 1 : 0; /* else without their buffers; f32 calls have room to spare */
+    const int64_t pairs = VEC_PAIRS && bf ? 1 : 0; /* else without their buffers */
     int64_t size[] = {KB * Dp,
                       KB * Dp,
                       KB * Dp,
@@ -87,7 +88,7 @@ static plan make_plan(const tensor *q, const tensor *k, int threads) {
     x.wave = max64(ceil_div(8 * threads, max64(x.blocks, 1)), WAVE_BYTES / head);
     x.wave = bf ? min64(x.units, x.wave) : x.units;
     scratch w;
-    x.part = 4 * scratch_layout(D, round_up(D, VL), NULL, &w);
+    x.part = 4 * scratch_layout(D, round_up(D, VL), Sk, bf, NULL, &w);
     x.off_docs = KERN_ALIGN; /* the first line holds the counter of blocks handed out */
     x.off_passed = x.off_docs + attn_documents_bytes(B, Sk);
     x.off_delta = x.off_passed + (int64_t)sizeof(passed) * x.units * x.blocks;
@@ -367,7 +368,8 @@ void kern_attn_bwd(const tensor *q, const tensor *k, const tensor *v, const tens
 #pragma omp parallel num_threads(threads)
     {
         scratch w = {0};
-        scratch_layout(a->D, a->Dp, (float *)(t.ws + x->off_threads + x->part * omp_get_thread_num()), &w);
+        scratch_layout(a->D, a->Dp, a->Sk, a->bf, (float *)(t.ws + x->off_threads + x->part * omp_get_thread_num()),
+                       &w);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) {
             int64_t bh = i / x->tiles, s = i % x->tiles * BQ;
