@@ -180,6 +180,37 @@ static bool all_contiguous(const dev_call *c) {
     return ok;
 }
 
+/* Tiles of a batch of sequences: contiguous but for gaps between the indices of dimension 0. Runs fn once for each of
+ * those; false when the operands are not like that. */
+static bool each_leading(const dev_call *c, dev_fn *fn, sp_status *status) {
+    enum { MAX = 4 };
+    tensor t[2 * MAX];
+    int n = c->nin + c->nout;
+    if (c->out[0].rank < 2 || c->nin > MAX || c->nout > MAX) return false;
+    for (int k = 0; k < n; k++) {
+        t[k] = k < c->nin ? c->in[k] : c->out[k - c->nin];
+        if (t[k].type != c->out[0].type || t[k].rank != c->out[0].rank) return false;
+        t[k].rank--;
+        for (int d = 0; d < t[k].rank; d++) {
+            t[k].dim[d] = t[k].dim[d + 1];
+            t[k].stride[d] = t[k].stride[d + 1];
+        }
+    }
+    dev_call part = *c;
+    part.in = t;
+    part.out = t + c->nin;
+    if (!all_contiguous(&part)) return false;
+    for (int64_t i = 0; i < c->out[0].dim[0]; i++) {
+        for (int k = 0; k < n; k++) {
+            const tensor *whole = k < c->nin ? &c->in[k] : &c->out[k - c->nin];
+            t[k].data = (char *)whole->data + i * whole->stride[0] * dtype_size(whole->type);
+        }
+        if ((*status = fn(&part)) != SP_OK) return true;
+    }
+    *status = SP_OK;
+    return true;
+}
+
 static bool activation(ir_op op, kern_act *act) {
     switch (op) {
     case OP_silu:
@@ -201,6 +232,8 @@ static bool activation(ir_op op, kern_act *act) {
 
 sp_status cpu_unary(dev_call *c) {
     kern_act act;
+    sp_status s;
+    if (activation(c->op, &act) && !all_contiguous(c) && each_leading(c, cpu_unary, &s)) return s;
     if (activation(c->op, &act) && all_contiguous(c)) {
         kern_act_fwd(act, c->out[0].type, tensor_numel(&c->in[0]), c->in[0].data, c->out[0].data);
         return SP_OK;
@@ -212,6 +245,8 @@ sp_status cpu_binary(dev_call *c) {
     kern_act act;
     int64_t n = tensor_numel(&c->out[0]);
     bool flat = all_contiguous(c);
+    sp_status s;
+    if ((activation(c->op, &act) || c->op == OP_swiglu) && !flat && each_leading(c, cpu_binary, &s)) return s;
     if (activation(c->op, &act) && flat) {
         kern_act_bwd(act, c->out[0].type, n, c->in[0].data, c->in[1].data, c->out[0].data);
         return SP_OK;
@@ -239,7 +274,8 @@ sp_status cpu_binary(dev_call *c) {
 }
 
 sp_status cpu_swiglu_grad(dev_call *c) {
-    if (!all_contiguous(c)) return ref_swiglu_grad(c);
+    sp_status s;
+    if (!all_contiguous(c)) return each_leading(c, cpu_swiglu_grad, &s) ? s : ref_swiglu_grad(c);
     int64_t n = tensor_numel(&c->out[0]);
     kern_swiglu_bwd(c->out[0].type, 1, n, c->in[0].data, n, c->in[1].data, n, c->in[2].data, n, c->out[0].data, n,
                     c->out[1].data, n);
