@@ -35,6 +35,12 @@ for file in model.safetensors autosp/state.safetensors; do
 done
 grep -c "step 4/4" "$dir/stderr" | grep -qx 1 || complain "the last step is not told once"
 
+for dtype in f32 f64; do # two processes too, and the reference device in f64
+    device=cpu
+    [ $dtype = f64 ] && device=ref
+    mpi 2 check "$model" --seq 29 --batch 1 --threads 1 --dtype $dtype --device $device >"$dir/out" 2>"$dir/stderr" ||
+        complain "check on 2 in $dtype: exit $?"
+done
 mpi 4 check "$model" --seq 30 --batch 3 --threads 1 --json >"$dir/out" 2>"$dir/stderr" || complain "check on 4: exit $?"
 grep -qF '"ranks": 4' "$dir/out" && [ "$(wc -l <"$dir/out")" = 1 ] || complain "check on 4 prints $(cat "$dir/out")"
 
