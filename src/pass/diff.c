@@ -198,12 +198,15 @@ sp_status pass_diff(const ir_graph *forward, ir_graph **out) {
     den = grad_reduced(g, den);
     ir_val inv = ir_op0(g, OP_input, &scalar, ATTRS(A_S("name", "inv_count")));
     d.cot[num] = ir_reshape(g, inv, ir_typeof(g, num)->rank, ir_typeof(g, num)->dim);
+    num = ir_reshape(g, num, 0, NULL);
+    den = ir_reshape(g, den, 0, NULL);
+    int turn = g->nodes.n; /* the results belong to the forward */
     for (int i = nodes - 1; i >= 0; i--) TRY(backward(&d, i));
     TRY(accumulate_whole(&d));
-    for (int i = nodes; i < g->nodes.n; i++) g->nodes.data[i].tag = 1;
+    for (int i = turn; i < g->nodes.n; i++) g->nodes.data[i].tag = 1;
     g->outputs.n = 0;
-    ir_set_output(g, "loss_sum", ir_reshape(g, num, 0, NULL));
-    ir_set_output(g, "count", ir_reshape(g, den, 0, NULL));
+    ir_set_output(g, "loss_sum", num);
+    ir_set_output(g, "count", den);
     *out = ir_dce(g);
     return SP_OK;
 }
