@@ -1,13 +1,11 @@
-/* loop.c - one rank's steps: count labels, forward and backward by microbatch, reduce, clip, update; and what is told
- * and kept of them.
- *
- * The label count of the whole step comes first, so that each microbatch's gradients are scaled by the one count that
- * the step's mean is over. After the first step nothing here allocates but a checkpoint.
+/* loop.c - one rank's steps (step.c), and what is told and kept of them. After the first step nothing here allocates
+ * but a checkpoint.
  */
 #include "train/loop.h"
 
 #include "train/measure.h"
 #include "train/progress.h"
+#include "train/step.h"
 
 #include <math.h>
 #include <signal.h>
@@ -122,39 +120,22 @@ static sp_status write_grads(runner *r, const char *path) {
 
 /* ---- a step ------------------------------------------------------------------------------------ */
 
-/* The labels that count in the step, over all microbatches; the same on every rank. */
-static sp_status count_labels(runner *r, int64_t step, double *count) {
-    *count = 0;
-    for (int64_t a = 0; a < r->job->accum; a++) {
-        double n = 0;
-        TRY(train_data_fill(r->job->data, step, a, &r->batch));
-        TRY(train_set_batch(r->e, &r->batch));
-        TRY(exec_count(r->e, &n));
-        *count += n;
-    }
-    CHECK(*count > 0, "step %lld has no valid label: all are ignored; is the data right?", (long long)step + 1);
-    return SP_OK;
+/* step_source.set: microbatches of a training step, of the evaluation file. */
+typedef struct feed {
+    runner *r;
+    int64_t step;
+} feed;
+
+static sp_status set_training(void *ctx, exec *e, int64_t micro) {
+    const feed *f = ctx;
+    TRY(train_data_fill(f->r->job->data, f->step, micro, &f->r->batch));
+    return train_set_batch(e, &f->r->batch);
 }
 
-/* Forward and backward of all microbatches: the mean loss, and whole gradients on every rank. */
-static sp_status compute(runner *r, int64_t step, double *loss) {
-    double count, sum = 0;
-    TRY(count_labels(r, step, &count));
-    exec_zero_grads(r->e);
-    for (int64_t a = 0; a < r->job->accum; a++) {
-        double part = 0;
-        if (r->job->accum > 1) { /* a single one is still set from the counting */
-            TRY(train_data_fill(r->job->data, step, a, &r->batch));
-            TRY(train_set_batch(r->e, &r->batch));
-        }
-        exec_set_rng(r->e, r->job->run.seed, step * r->job->accum + a, false);
-        TRY(exec_step(r->e, 1 / count, &part));
-        sum += part;
-    }
-    TRY(exec_reduce_sum(r->e, &sum));
-    TRY(exec_reduce_grads(r->e));
-    *loss = sum / count;
-    return SP_OK;
+static sp_status set_evaluation(void *ctx, exec *e, int64_t micro) {
+    const feed *f = ctx;
+    TRY(train_data_fill_eval(f->r->job->eval, micro, &f->r->batch));
+    return train_set_batch(e, &f->r->batch);
 }
 
 static sp_status check_finite(const runner *r, int64_t step, double loss, double norm) {
@@ -164,27 +145,6 @@ static sp_status check_finite(const runner *r, int64_t step, double loss, double
     FAIL("step %lld: the loss is %g and the gradients' norm %g; try a lower --lr, more --warmup or --clip, and look at "
          "the data%s",
          (long long)step + 1, loss, norm, saved);
-}
-
-/* The mean loss over the evaluation file, by the plan's forward-only program, with dropout off. */
-static sp_status evaluate(runner *r, double *loss) {
-    const train_data *d = r->job->eval;
-    double count = 0, sum = 0;
-    for (int64_t m = 0; m < train_data_eval_batches(d); m++) {
-        double n = 0, part = 0;
-        TRY(train_data_fill_eval(d, m, &r->batch));
-        TRY(train_set_batch(r->e, &r->batch));
-        TRY(exec_count(r->e, &n));
-        if (n == 0) continue; /* the same on every rank */
-        exec_set_rng(r->e, 0, 0, true);
-        TRY(exec_eval(r->e, &part));
-        count += n;
-        sum += part;
-    }
-    TRY(exec_reduce_sum(r->e, &sum));
-    CHECK(count > 0, "the evaluation data has no valid label");
-    *loss = sum / count;
-    return SP_OK;
 }
 
 /* What all ranks must know at the end of a step: the largest measured peak, and whether one was asked to stop. */
@@ -205,24 +165,19 @@ static sp_status agree(runner *r, int64_t *peak, int64_t *host, bool *stop) {
 static sp_status one_step(runner *r, int64_t step, bool *stop) {
     const train_job *j = r->job;
     const pass_options *o = &j->compiled->options;
-    double start = now_s(), loss;
-    TRY(compute(r, step, &loss));
+    double start = now_s(), loss, count;
+    feed f = {r, step};
+    step_source training = {set_training, &f, j->accum};
+    TRY(step_gradients(r->e, &training, j->run.seed, step, &loss, &count));
     double norm = exec_grad_norm(r->e);
     if (j->grads && step == j->first && leads(r)) TRY(write_grads(r, j->grads));
     TRY(check_finite(r, step, loss, norm));
-    exec_adamw_options adamw = {.lr = train_lr(&j->schedule, step),
-                                .beta1 = j->adamw.beta1,
-                                .beta2 = j->adamw.beta2,
-                                .eps = j->adamw.eps,
-                                .weight_decay = j->adamw.weight_decay,
-                                .decay_all = j->adamw.decay_all,
-                                .grad_scale = train_clip_factor(j->adamw.clip, norm),
-                                .step = step + 1};
-    exec_adamw(r->e, &adamw);
+    double lr = train_lr(&j->schedule, step);
+    step_update(r->e, &j->adamw, lr, norm, step);
     train_step_record rec = {.step = step + 1,
                              .loss = loss,
                              .tokens = o->batch * o->seq * j->accum,
-                             .lr = adamw.lr,
+                             .lr = lr,
                              .grad_norm = norm,
                              .planned_peak_bytes = exec_plan(r->e)->memory.arena,
                              .planned_host_bytes = exec_plan(r->e)->memory.section[SEC_HOST]};
@@ -231,7 +186,10 @@ static sp_status one_step(runner *r, int64_t step, bool *stop) {
     rec.tokens_per_s = (double)rec.tokens / rec.step_s;
     bool last = rec.step == j->schedule.steps;
     rec.has_eval = j->eval && (last || (j->eval_every && rec.step % j->eval_every == 0));
-    if (rec.has_eval) TRY(evaluate(r, &rec.eval_loss));
+    if (rec.has_eval) {
+        step_source evaluation = {set_evaluation, &f, train_data_eval_batches(j->eval)};
+        TRY(step_eval(r->e, &evaluation, &rec.eval_loss));
+    }
     if (leads(r)) {
         if (j->metrics) TRY(train_metrics_write(j->metrics, &rec));
         train_progress_step(&r->progress, &rec);

@@ -111,7 +111,10 @@ static void softmaxes(void **state) {
         kern_softmax_bwd(t, rows, n, y, ld, dy, ld, dx, ld);
         for (int64_t r = 0; r < rows; r++) {
             double max = -INFINITY, sum = 0, dot = 0;
-            for (int64_t j = 0; j < n; j++) max = fmax(max, get(t, x, r * ld + j));
+            for (int64_t j = 0; j < n; j++) { /* no fmax: gcc 12 for aarch64 falls over the reduction */
+                const double v = get(t, x, r * ld + j);
+                if (v > max) max = v;
+            }
             for (int64_t j = 0; j < n; j++) sum += r ? exp(get(t, x, r * ld + j) - max) : 0;
             for (int64_t j = 0; j < n; j++) dot += get(t, y, r * ld + j) * get(t, dy, r * ld + j);
             for (int64_t j = 0; j < n; j++) {
