@@ -114,6 +114,14 @@ static sp_status emit_forward(emitter *e) {
     return SP_OK;
 }
 
+/* What a backward reader sees of value v of segment k when it is kept; -1 when it is not. */
+static ir_val kept(const emitter *e, int k, const remat_plan *p, int v) {
+    const save_seg *s = &e->m->seg[k];
+    if (!p->saved[v] && !(s->s.val[v].flags & (REMAT_INPUT | REMAT_SAVE | REMAT_OUT))) return -1;
+    ir_val back = e->back[s->val[v]];
+    return back >= 0 ? back : e->once[k][v];
+}
+
 static sp_status emit_backward(emitter *e, int k, const remat_plan *p) {
     const save_model *m = e->m;
     const save_seg *s = &m->seg[k];
@@ -121,16 +129,16 @@ static sp_status emit_backward(emitter *e, int k, const remat_plan *p) {
     int *order = ARENA_ARRAY(tmp, int, s->s.nfwd + s->s.nbwd + 1);
     ir_val *have = ARENA_ARRAY(tmp, ir_val, s->s.nval + 1); /* what a backward reader sees of each forward value */
     int n = remat_order(&s->s, p, order);
-    for (int v = 0; v < s->s.nval; v++) {
-        uint32_t f = s->s.val[v].flags;
-        bool kept = p->saved[v] || f & (REMAT_INPUT | REMAT_SAVE | REMAT_OUT);
-        ir_val back = e->back[s->val[v]];
-        have[v] = !kept ? -1 : back >= 0 ? back : e->once[k][v];
-    }
+    for (int v = 0; v < s->s.nval; v++) have[v] = kept(e, k, p, v);
     sp_status ok = SP_OK;
     for (int i = 0; i < n && ok == SP_OK; i++) {
         if (order[i] < 0) {
+            const remat_op *op = &s->s.fwd[-1 - order[i]];
             ok = copy_op(e, k, -1 - order[i], have, have, 2);
+            for (int j = 0; j < op->nout; j++) { /* runs again for one result: another may have been kept */
+                ir_val old = kept(e, k, p, op->out[j]);
+                if (old >= 0) have[op->out[j]] = old;
+            }
             continue;
         }
         const remat_op *op = &s->s.bwd[order[i]];

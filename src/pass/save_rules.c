@@ -16,7 +16,8 @@
  * positions and the cross-entropy are one node each, where theirs are several pointwise nodes and reductions; a view is
  * never kept, the storage behind it is; values computed from positions and labels only are always kept; the ban on
  * chains of more than 100 fusible nodes is left out. Attention operands are (B, S, H, D) here and [B, H, S, D] there:
- * for values of rank 4 AutoSP's dimension 1 is our dimension 2.
+ * for values of rank 4 AutoSP's dimension 1 is our dimension 2.  tests/parity/saved_set.py compares the sets with
+ * those of PyTorch's own partitioner.
  */
 #include "pass/save_impl.h"
 #include "plan/mincut.h"
@@ -134,6 +135,14 @@ static bool should_ban(const rules *r, int i) {
     return out * 4 < in;
 }
 
+/* A value that is computed from positions only: part of no segment here, but of the forward there. */
+static bool is_side(const rules *r, int v) { return r->m->kind[r->s->val[v]] == KIND_SIDE; }
+
+/* Would PyTorch fuse forward op x into the maker of v? */
+static bool fuses_with_maker(const rules *r, int v, int x) {
+    return fusible(ir_def(r->m->g, r->s->val[v])->op) && fusible(node_of(r, x)->op);
+}
+
 /* Forward order of the first operator after `v`'s readers that does not fuse with the one before it, at most `most`. */
 static int first_unfusible(const rules *r, int v, int most, uint8_t *seen) {
     int nfwd = r->s->s.nfwd, from = nfwd;
@@ -161,21 +170,28 @@ static int first_unfusible(const rules *r, int v, int most, uint8_t *seen) {
 static void ban_far_readers(rules *r, arena *a) {
     const remat_seg *s = &r->s->s;
     uint8_t *seen = ARENA_ARRAY(a, uint8_t, s->nfwd);
-    for (int i = 0; i < s->nfwd; i++)
-        for (int j = 0; j < s->fwd[i].nout; j++) {
-            int v = s->fwd[i].out[j], most = -1, readers = 0;
-            for (int k = r->start[v]; k < r->start[v + 1]; k++) {
-                if (r->reader[k] >= s->nfwd) continue;
-                readers++;
-                most = r->reader[k] > most ? r->reader[k] : most;
-            }
-            if (readers < 2) continue; /* the only reader is not behind itself */
-            int stop = first_unfusible(r, v, most, seen);
-            for (int k = r->start[v]; k < r->start[v + 1]; k++) {
-                int x = r->reader[k];
-                if (x < s->nfwd && x > stop && fuses(r, i, x) && !is_view(r, x)) r->banned[x] = true;
-            }
+    for (int v = 0; v < s->nval; v++) {
+        int most = -1, readers = 0;
+        if (r->maker[v] < 0 && !is_side(r, v)) continue;
+        for (int k = r->start[v]; k < r->start[v + 1]; k++) {
+            if (r->reader[k] >= s->nfwd) continue;
+            readers++;
+            most = r->reader[k] > most ? r->reader[k] : most;
         }
+        if (readers < 2) continue; /* the only reader is not behind itself */
+        int stop = first_unfusible(r, v, most, seen);
+        for (int k = r->start[v]; k < r->start[v + 1]; k++) {
+            int x = r->reader[k];
+            if (x < s->nfwd && x > stop && fuses_with_maker(r, v, x) && !is_view(r, x)) r->banned[x] = true;
+        }
+    }
+}
+
+/* Is v what a norm reduced its rows to? There a reduction of its own, which rule 3 bans whatever becomes of the norm.
+ */
+static bool is_statistic(const rules *r, int v) {
+    const ir_node *n = ir_def(r->m->g, r->s->val[v]);
+    return (n->op == OP_rmsnorm || n->op == OP_layernorm) && n->out[0] != r->s->val[v];
 }
 
 static double weight(const rules *r, int v) {
@@ -226,7 +242,8 @@ sp_status save_rule_plan(const save_model *m, bool autosp, remat_plan *p) {
         for (int j = 0; j < s->fwd[i].nout; j++) {
             int v = s->fwd[i].out[j];
             bool here = plan_flow_source_side(f, 2 + i), there = plan_flow_source_side(f, 2 + s->nfwd + v);
-            if (here && !there && s->val[v].root == v && !(s->val[v].flags & REMAT_FREE)) p->saved[v] = REMAT_DEVICE;
+            bool kept = (here && !there) || is_statistic(&r, v);
+            if (kept && s->val[v].root == v && !(s->val[v].flags & REMAT_FREE)) p->saved[v] = REMAT_DEVICE;
         }
     return SP_OK;
 }
