@@ -2,28 +2,13 @@
  * What PyTorch computes with the imported graphs is checked end to end in tests/parity and tests/exec. */
 #include "import/import.h"
 #include "import/safetensors.h"
+#include "one_file.h"
 
 #include <setjmp.h>
 #include <cmocka.h>
 #include <stdlib.h>
 #include <unistd.h>
 #include <zip.h>
-
-static char dir[] = "/tmp/autosp-import-XXXXXX";
-static char path[256];
-
-static int make_dir(void **state) {
-    (void)state;
-    if (!mkdtemp(dir)) return -1;
-    snprintf(path, sizeof path, "%s/m.pt2", dir);
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    (void)state;
-    unlink(path);
-    return rmdir(dir);
-}
 
 /* ---- real exports ------------------------------------------------------------------------------------------ */
 

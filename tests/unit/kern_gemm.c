@@ -1,5 +1,5 @@
 /* kern_gemm.c - matrix products, ours and the library's, against a triple loop in double precision. */
-#include "device/cpu/kern.h"
+#include "values.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -8,32 +8,6 @@
 #include <cmocka.h>
 
 enum { TEAM = 3 };
-
-static void *xalloc(size_t n) {
-    void *p = NULL;
-    if (posix_memalign(&p, KERN_ALIGN, n ? n : 1)) abort();
-    return p;
-}
-static double get(dtype t, const void *x, int64_t i) {
-    if (t == DT_F32) return (double)((const float *)x)[i];
-    uint32_t u = (uint32_t)((const uint16_t *)x)[i] << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return (double)f;
-}
-static void put(dtype t, void *x, int64_t i, float v) {
-    uint32_t u;
-    memcpy(&u, &v, 4);
-    if (t == DT_F32)
-        ((float *)x)[i] = v;
-    else
-        ((uint16_t *)x)[i] = (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
-static void *filled(dtype t, int64_t n, uint64_t *seed) {
-    void *x = xalloc((size_t)(n * dtype_size(t)));
-    for (int64_t i = 0; i < n; i++) put(t, x, i, (float)rng_normal(seed));
-    return x;
-}
 
 /* Elements an operand spans: the furthest one and its pad. */
 static int64_t span(int64_t rows, int64_t cols, int64_t rs, int64_t cs, const kern_gemm_desc *d, const int64_t *bs) {

@@ -1,6 +1,6 @@
 /* kern_rows.c - the row and element-wise kernels against plain loops in double precision, f32 and bf16; gradients of
  * the activations also against differences of the functions themselves. */
-#include "device/cpu/kern.h"
+#include "values.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -12,33 +12,7 @@
 #include <omp.h>
 #endif
 
-static void *xalloc(int64_t n) {
-    void *p = NULL;
-    if (posix_memalign(&p, KERN_ALIGN, n > 0 ? (size_t)n : 1)) abort();
-    memset(p, 0xff, (size_t)n);
-    return p;
-}
-static double get(dtype t, const void *x, int64_t i) {
-    if (t == DT_F32) return (double)((const float *)x)[i];
-    uint32_t u = (uint32_t)((const uint16_t *)x)[i] << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return (double)f;
-}
-static void put(dtype t, void *x, int64_t i, float v) {
-    uint32_t u;
-    memcpy(&u, &v, 4);
-    if (t == DT_F32)
-        ((float *)x)[i] = v;
-    else
-        ((uint16_t *)x)[i] = (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
 static uint64_t seed = 17;
-static void *filled(dtype t, int64_t n) {
-    void *x = xalloc(n * dtype_size(t));
-    for (int64_t i = 0; i < n; i++) put(t, x, i, (float)rng_normal(&seed));
-    return x;
-}
 /* |have - want| <= tol * max(1, |want|), plus the rounding of the result to t. */
 static void near(const char *what, dtype t, double have, double want, double tol) {
     double bound = tol * fmax(1, fabs(want)) + (t == DT_BF16 ? 0.004 * fabs(want) : 0);
@@ -55,8 +29,10 @@ static void norms(void **state) {
     (void)state;
     EACH_SIZE(t, rows, n) {
         const int64_t ld = n + 3;
-        void *x = filled(t, rows * ld), *w = filled(t, n), *b = filled(t, n), *dy = filled(t, rows * ld);
-        void *y = filled(t, rows * ld), *dx = filled(t, rows * ld), *ws = xalloc((int64_t)kern_norm_bwd_ws(rows, n));
+        void *x = filled(t, rows * ld, &seed), *w = filled(t, n, &seed), *b = filled(t, n, &seed),
+             *dy = filled(t, rows * ld, &seed);
+        void *y = filled(t, rows * ld, &seed), *dx = filled(t, rows * ld, &seed),
+             *ws = xalloc((int64_t)kern_norm_bwd_ws(rows, n));
         float *mean = xalloc(4 * rows), *rstd = xalloc(4 * rows), *dw = xalloc(4 * n), *db = xalloc(4 * n);
         for (int kind = 0; kind < 4; kind++) { /* rmsnorm, layernorm; then adding to dw, db */
             const bool layer = kind & 1, add = kind & 2;
@@ -103,8 +79,8 @@ static void softmaxes(void **state) {
     (void)state;
     EACH_SIZE(t, rows, n) {
         const int64_t ld = n + 2;
-        void *x = filled(t, rows * ld), *dy = filled(t, rows * ld), *y = filled(t, rows * ld),
-             *dx = filled(t, rows * ld);
+        void *x = filled(t, rows * ld, &seed), *dy = filled(t, rows * ld, &seed), *y = filled(t, rows * ld, &seed),
+             *dx = filled(t, rows * ld, &seed);
         for (int64_t j = 0; j < n; j++) put(t, x, j, -INFINITY); /* row 0 sees nothing */
         if (n > 1 && rows > 1) put(t, x, ld + 1, -INFINITY);
         kern_softmax_fwd(t, rows, n, x, ld, y, ld);
@@ -135,9 +111,9 @@ static void cross_entropy(void **state) {
     (void)state;
     EACH_SIZE(t, rows, n) {
         const int64_t ld = n + 1;
-        void *x = filled(t, rows * ld), *dx = filled(t, rows * ld);
+        void *x = filled(t, rows * ld, &seed), *dx = filled(t, rows * ld, &seed);
         int64_t *label = xalloc(8 * rows);
-        float *loss = xalloc(4 * rows), *lse = xalloc(4 * rows), *dloss = filled(DT_F32, rows);
+        float *loss = xalloc(4 * rows), *lse = xalloc(4 * rows), *dloss = filled(DT_F32, rows, &seed);
         for (int64_t r = 0; r < rows; r++) label[r] = r % 4 == 1 ? -100 : (r * 31) % n;
         assert_int_equal(kern_xent_fwd(t, rows, n, x, ld, label, -100, loss, lse), SP_OK);
         kern_xent_bwd(t, rows, n, x, ld, label, -100, lse, dloss, each % 2, dx, ld);
@@ -181,8 +157,8 @@ static void rotary(void **state) {
         cs.dim[0] = B, cs.dim[batched] = S, cs.dim[batched + 1] = d;
         cs.stride[0] = S * d, cs.stride[batched] = d, cs.stride[batched + 1] = 1;
         sn = cs;
-        x.data = filled(t, B * S * row), y.data = filled(t, B * S * row);
-        cs.data = filled(ta, B * S * d), sn.data = filled(ta, B * S * d);
+        x.data = filled(t, B * S * row, &seed), y.data = filled(t, B * S * row, &seed);
+        cs.data = filled(ta, B * S * d, &seed), sn.data = filled(ta, B * S * d, &seed);
         kern_rope(&x, &cs, &sn, transpose, &y);
         for (int64_t b = 0; b < B; b++)
             for (int64_t s = 0; s < S; s++)
@@ -214,7 +190,8 @@ static void activations(void **state) {
     const int64_t n = 40001;
     for (int kind = KERN_SILU; kind <= KERN_GELU_TANH; kind++)
         for (dtype t = DT_F32; t <= DT_BF16; t += DT_BF16) {
-            void *x = filled(t, n), *y = filled(t, n), *dy = filled(t, n), *dx = filled(t, n);
+            void *x = filled(t, n, &seed), *y = filled(t, n, &seed), *dy = filled(t, n, &seed),
+                 *dx = filled(t, n, &seed);
             for (int64_t i = 0; i < 4001; i++) put(t, x, i, (float)(i - 2000) * 0.01f);
             put(t, x, 0, -200), put(t, x, 1, 200), put(t, x, 2, 0);
             kern_act_fwd((kern_act)kind, t, n, x, y);
@@ -234,7 +211,8 @@ static void swiglu(void **state) {
     (void)state;
     EACH_SIZE(t, rows, n) {
         const int64_t ld = 2 * n; /* g and u side by side */
-        void *gu = filled(t, rows * ld), *y = filled(t, rows * n), *dy = filled(t, rows * n), *d = filled(t, rows * ld);
+        void *gu = filled(t, rows * ld, &seed), *y = filled(t, rows * n, &seed), *dy = filled(t, rows * n, &seed),
+             *d = filled(t, rows * ld, &seed);
         void *u = (char *)gu + n * dtype_size(t), *du = (char *)d + n * dtype_size(t);
         kern_swiglu_fwd(t, rows, n, gu, ld, u, ld, y, n);
         kern_swiglu_bwd(t, rows, n, gu, ld, u, ld, dy, n, d, ld, du, ld);
@@ -248,8 +226,9 @@ static void swiglu(void **state) {
     }
     /* One run longer than a chunk. */
     const int64_t n = 40001;
-    float *g = filled(DT_F32, n), *u = filled(DT_F32, n), *y = filled(DT_F32, n), *dg = filled(DT_F32, n);
-    float *du = filled(DT_F32, n);
+    float *g = filled(DT_F32, n, &seed), *u = filled(DT_F32, n, &seed), *y = filled(DT_F32, n, &seed),
+          *dg = filled(DT_F32, n, &seed);
+    float *du = filled(DT_F32, n, &seed);
     kern_swiglu_fwd(DT_F32, 1, n, g, n, u, n, y, n);
     kern_swiglu_bwd(DT_F32, 1, n, g, n, u, n, u, n, dg, n, du, n);
     for (int64_t i = 0; i < n; i++) {
@@ -267,7 +246,8 @@ static void linear(void **state) {
     for (int c = 0; c < 8; c++) {
         const dtype t = c & 1 ? DT_BF16 : DT_F32;
         const int64_t n = size[c / 2];
-        void *a = filled(t, n), *b = filled(t, n), *y = filled(t, n), *was = xalloc(n * dtype_size(t));
+        void *a = filled(t, n, &seed), *b = filled(t, n, &seed), *y = filled(t, n, &seed),
+             *was = xalloc(n * dtype_size(t));
         double squares = 0;
         memcpy(was, y, (size_t)(n * dtype_size(t)));
         kern_axpy(t, n, 0.3f, a, y);
@@ -342,8 +322,8 @@ static void embeddings(void **state) {
     (void)state;
     EACH_SIZE(t, rows, n) {
         const int64_t vocab = 11;
-        void *table = filled(t, vocab * n), *y = filled(t, rows * n), *dy = filled(t, rows * n);
-        float *grad = filled(DT_F32, vocab * n);
+        void *table = filled(t, vocab * n, &seed), *y = filled(t, rows * n, &seed), *dy = filled(t, rows * n, &seed);
+        float *grad = filled(DT_F32, vocab * n, &seed);
         int64_t *ids = xalloc(8 * rows);
         double *want = calloc((size_t)(vocab * n), 8);
         for (int64_t r = 0; r < rows; r++) ids[r] = (r * 7 + 3) % vocab;
@@ -364,14 +344,14 @@ static void embeddings(void **state) {
 static void optimizer(void **state) {
     (void)state;
     const int64_t n = 40007;
-    float *p = filled(DT_F32, n), *m = calloc((size_t)n, 4), *v = calloc((size_t)n, 4);
+    float *p = filled(DT_F32, n, &seed), *m = calloc((size_t)n, 4), *v = calloc((size_t)n, 4);
     uint16_t *copy = xalloc(2 * n);
     double *wp = xalloc(8 * n), *wm = calloc((size_t)n, 8), *wv = calloc((size_t)n, 8);
     for (int64_t i = 0; i < n; i++) wp[i] = (double)p[i];
     kern_adamw_params a = {
         .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .grad_scale = 0.5f};
     for (a.step = 1; a.step <= 3; a.step++) {
-        float *g = filled(DT_F32, n);
+        float *g = filled(DT_F32, n, &seed);
         g[5] = 0;
         kern_adamw(n, p, g, m, v, &a, copy);
         for (int64_t i = 0; i < n; i++) {

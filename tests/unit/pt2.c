@@ -2,6 +2,7 @@
  * the damaged ones are cut and flipped copies of a real export. */
 #include "import/pt2.h"
 #include "import/weights.h"
+#include "one_file.h"
 
 #include <setjmp.h>
 #include <cmocka.h>
@@ -9,22 +10,6 @@
 #include <stdlib.h>
 #include <unistd.h>
 #include <zip.h>
-
-static char dir[] = "/tmp/autosp-pt2-XXXXXX";
-static char path[256];
-
-static int make_dir(void **state) {
-    (void)state;
-    if (!mkdtemp(dir)) return -1;
-    snprintf(path, sizeof path, "%s/m.pt2", dir);
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    (void)state;
-    unlink(path);
-    return rmdir(dir);
-}
 
 /* ---- a small archive: loss = mean(x * w) ---------------------------------------------------------------- */
 
