@@ -296,7 +296,7 @@ static void row_kernels(dtype t) {
           kern_xent_bwd(t, some, vocab, logits, vocab, ids, -100, rstd, dl, 1, logits, vocab));
     (void)status;
     if (t == DT_F32) {
-        kern_adamw_params p = {.lr = 1e-5, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 1, .step = 10};
+        adamw_params p = {.lr = 1e-5, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 1, .step = 10};
         memset(d, 0, (size_t)all), memset(z, 0, (size_t)all);
         BYTES("adamw", "n=16M", 7 * all, kern_adamw(rows * n, x, y, d, z, &p, NULL));
     }

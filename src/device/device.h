@@ -8,6 +8,7 @@
 #define AUTOSP_DEVICE_H
 
 #include "comm/comm.h"
+#include "device/adamw.h"
 #include "device/tensor.h"
 #include "ir/ir.h"
 
@@ -38,6 +39,10 @@ typedef struct device {
     /* Makes c->state (NULL allowed), once, with data pointers known. release frees it. */
     sp_status (*prepare)(dev_call *c);
     void (*release)(dev_call *c);
+    /* The optimizer's kernels over f32, with results that do not depend on the number of threads; NULL: exec's plain
+     * loops. adamw: n elements; copy (NULL allowed) gets p in bf16. */
+    double (*sumsq)(dtype t, int64_t n, const void *x);
+    void (*adamw)(int64_t n, float *p, const float *g, float *m, float *v, const adamw_params *a, void *copy);
 } device;
 
 extern const device device_ref, device_cpu;

@@ -7,10 +7,17 @@
 
 #include <math.h>
 
+/* By the team, in the parts that AdamW will take: where memory belongs to a processor, its pages are that thread's. */
+static void zero(char *at, int64_t bytes) {
+    enum { PART = 1 << 16 };
+#pragma omp parallel for schedule(static) if (bytes > 8 * PART)
+    for (int64_t i = 0; i < bytes; i += PART) memset(at + i, 0, (size_t)min64(PART, bytes - i));
+}
+
 void exec_zero_grads(exec *e) {
     for (int i = 0; i < exec_plan(e)->params.n; i++) {
         const plan_param *p = &exec_plan(e)->params.data[i];
-        if (p->grad >= 0) memset(exec_grad(e, i), 0, (size_t)exec_plan(e)->bufs.data[p->grad].bytes);
+        if (p->grad >= 0) zero(exec_grad(e, i), exec_plan(e)->bufs.data[p->grad].bytes);
     }
 }
 
@@ -40,7 +47,7 @@ sp_status exec_reduce_sum(exec *e, double *loss_sum) {
     return comm_all_reduce(exec_comm(e), loss_sum, loss_sum, 1, DT_F64, COMM_SUM);
 }
 
-static double sum_squares(const void *data, dtype t, int64_t n) {
+static double sum_squares(dtype t, int64_t n, const void *data) {
     double acc = 0;
     enum { BLOCK = 4096 };
     for (int64_t b = 0; b < n; b += BLOCK) { /* blocks keep the f64 sum short of long chains */
@@ -60,7 +67,9 @@ double exec_grad_norm(const exec *ce) {
     double acc = 0;
     for (int i = 0; i < exec_plan(e)->params.n; i++) {
         const plan_param *p = &exec_plan(e)->params.data[i];
-        if (p->grad >= 0) acc += sum_squares(exec_grad(e, i), exec_plan(e)->type, ir_numel(&p->type));
+        if (p->grad < 0) continue;
+        bool fast = e->o.dev->sumsq && exec_plan(e)->type == DT_F32;
+        acc += (fast ? e->o.dev->sumsq : sum_squares)(exec_plan(e)->type, ir_numel(&p->type), exec_grad(e, i));
     }
     return sqrt(acc);
 }
@@ -89,7 +98,11 @@ void exec_adamw(exec *e, const exec_adamw_options *o) {
         if (q->grad < 0 || q->m < 0) continue;
         double decay = q->decay_rank || o->decay_all ? o->weight_decay : 0;
         int64_t n = ir_numel(&q->type);
-        if (p->type == DT_F64)
+        adamw_params fast = {o->lr, o->beta1, o->beta2, o->eps, decay, (float)o->grad_scale, o->step};
+        if (p->type == DT_F32 && e->o.dev->adamw)
+            e->o.dev->adamw(n, exec_param(e, i), exec_grad(e, i), exec_moment(e, i, 0), exec_moment(e, i, 1), &fast,
+                            NULL);
+        else if (p->type == DT_F64)
             adamw_double(n, exec_param(e, i), exec_grad(e, i), exec_moment(e, i, 0), exec_moment(e, i, 1), o, decay);
         else
             adamw_float(n, exec_param(e, i), exec_grad(e, i), exec_moment(e, i, 0), exec_moment(e, i, 1), o, decay);

@@ -147,12 +147,52 @@ static sp_status add_cotangent(differ *d, ir_val v, ir_val dv) {
     return SP_OK;
 }
 
+enum { MAX_PARTS = 16 };
+
+/* The addends of the sum v, but for pads of zeros that go to disjoint windows of dimension *dim; n of them, in order of
+ * their windows. False where there is another one. */
+static bool windows(const ir_graph *g, ir_val v, int *dim, ir_node *part, int *n) {
+    const ir_node *def = ir_def(g, v);
+    if (def->op == OP_add) return windows(g, def->in[0], dim, part, n) && windows(g, def->in[1], dim, part, n);
+    if (def->op != OP_pad || ir_int(def, "step", 1) != 1 || ir_float(def, "value", 0) != 0 || *n == MAX_PARTS)
+        return false;
+    int64_t at = ir_int(def, "lo", 0);
+    if (*n && ir_int(def, "dim", -1) != *dim) return false;
+    *dim = (int)ir_int(def, "dim", -1);
+    int i = (*n)++;
+    for (; i > 0 && ir_int(&part[i - 1], "lo", 0) > at; i--) part[i] = part[i - 1];
+    part[i] = *def;
+    return true;
+}
+
+/* The cotangent of a value that only slices read, a sum of one pad for each, written as what it is: their concatenation
+ * (GPT-2's c_attn, whose result is cut into q, k and v). */
+static ir_val joined(ir_graph *g, ir_val v) {
+    ir_node part[MAX_PARTS];
+    ir_val in[MAX_PARTS];
+    int dim = -1, n = 0;
+    if (v < 0 || ir_opof(g, v) != OP_add || !windows(g, v, &dim, part, &n)) return v;
+    int64_t at = 0;
+    for (int i = 0; i < n; i++) {
+        in[i] = part[i].in[0];
+        if (ir_int(&part[i], "lo", 0) != at) return v;
+        at += ir_typeof(g, in[i])->dim[dim];
+    }
+    if (at != ir_typeof(g, v)->dim[dim]) return v;
+    for (int a = 0; a < g->mesh.naxes; a++) {
+        const axis_layout *l = &ir_layoutof(g, v)->axis[a];
+        if (l->kind == LAYOUT_SHARD && l->dim == dim) return v;
+    }
+    ir_val out = -1;
+    return ir_emit(g, OP_concat, in, n, ATTRS(A_I("dim", dim)), NULL, NULL, &out) == SP_OK ? out : v;
+}
+
 static sp_status backward(differ *d, int i) {
     ir_node n = d->g->nodes.data[i]; /* a copy: the list grows */
     ir_val dout[IR_MAX_OUT], *din = ARENA_ARRAY(d->a, ir_val, n.nin);
     bool *need = ARENA_ARRAY(d->a, bool, n.nin), any_out = false, any_in = false;
     for (int k = 0; k < n.nout; k++) {
-        dout[k] = d->cot[n.out[k]];
+        dout[k] = joined(d->g, d->cot[n.out[k]]);
         any_out |= dout[k] >= 0;
     }
     for (int k = 0; k < n.nin; k++) {

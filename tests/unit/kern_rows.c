@@ -265,6 +265,38 @@ static void linear(void **state) {
     }
 }
 
+/* Sums along and across rows, with whole blocks of columns and parts of them, and more rows than are added in f32. */
+static void sums(void **state) {
+    (void)state;
+    const int64_t shape[][3] = {{1, 1, 1}, {1, 700, 5}, {2, 3, 129}, {1, 1100, 256}, {3, 40, 300}, {1, 9000, 1}};
+    for (size_t c = 0; c < sizeof shape / sizeof *shape; c++)
+        for (dtype t = DT_F32; t <= DT_BF16; t += DT_BF16) {
+            const int64_t outer = shape[c][0], rows = shape[c][1], n = shape[c][2];
+            void *x = filled(t, outer * rows * n), *y = filled(t, outer * rows * n);
+            kern_sum_rows(t, outer, rows, n, x, y);
+            for (int64_t o = 0; o < outer; o++)
+                for (int64_t j = 0; j < n; j++) {
+                    double want = 0, size = 0;
+                    for (int64_t r = 0; r < rows; r++) {
+                        double e = get(t, x, (o * rows + r) * n + j);
+                        want += e, size += fabs(e);
+                    }
+                    assert_true(fabs(get(t, y, o * n + j) - want) <=
+                                (t == DT_BF16 ? 4e-3 : 0) * fabs(want) + 1e-6 * size);
+                }
+            kern_sum_cols(t, outer, rows * n, x, y);
+            for (int64_t o = 0; o < outer; o++) {
+                double want = 0, size = 0;
+                for (int64_t j = 0; j < rows * n; j++) {
+                    double e = get(t, x, o * rows * n + j);
+                    want += e, size += fabs(e);
+                }
+                assert_true(fabs(get(t, y, o) - want) <= (t == DT_BF16 ? 4e-3 : 0) * fabs(want) + 1e-6 * size);
+            }
+            free(x), free(y);
+        }
+}
+
 /* Random permutations, gaps and zero strides of the source, all element sizes and both conversions. */
 static void copies(void **state) {
     (void)state;
@@ -348,8 +380,7 @@ static void optimizer(void **state) {
     uint16_t *copy = xalloc(2 * n);
     double *wp = xalloc(8 * n), *wm = calloc((size_t)n, 8), *wv = calloc((size_t)n, 8);
     for (int64_t i = 0; i < n; i++) wp[i] = (double)p[i];
-    kern_adamw_params a = {
-        .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .grad_scale = 0.5f};
+    adamw_params a = {.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .grad_scale = 0.5f};
     for (a.step = 1; a.step <= 3; a.step++) {
         float *g = filled(DT_F32, n, &seed);
         g[5] = 0;
@@ -381,7 +412,7 @@ int main(void) {
         cmocka_unit_test(norms),     cmocka_unit_test(softmaxes), cmocka_unit_test(cross_entropy),
         cmocka_unit_test(rotary),    cmocka_unit_test(swiglu),    cmocka_unit_test(activations),
         cmocka_unit_test(linear),    cmocka_unit_test(copies),    cmocka_unit_test(embeddings),
-        cmocka_unit_test(optimizer),
+        cmocka_unit_test(optimizer), cmocka_unit_test(sums),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,7 +20,7 @@ static void range(const factors *f, int64_t from, int64_t to, float *p, const fl
     });
 }
 
-void kern_adamw(int64_t n, float *p, const float *g, float *m, float *v, const kern_adamw_params *a, void *copy) {
+void kern_adamw(int64_t n, float *p, const float *g, float *m, float *v, const adamw_params *a, void *copy) {
     const double fix1 = 1 - pow(a->beta1, (double)a->step), fix2 = 1 - pow(a->beta2, (double)a->step);
     const factors f = {.decay = (float)(1 - a->lr * a->weight_decay),
                        .beta1 = (float)a->beta1,

@@ -14,6 +14,7 @@
 
 struct kern_gemm {
     kern_gemm_desc d;
+    bool swapped; /* d is of C^T = B^T A^T */
     size_t ws;
     const char *impl;
 #ifdef AUTOSP_HAVE_ONEDNN
@@ -170,11 +171,25 @@ static sp_status library_run(kern_gemm *g, const void *a, const void *b, void *c
 
 #endif
 
+/* C^T = B^T A^T: a C of unit row stride becomes one of unit column stride, which the library has kernels for and ours
+ * adds to without a detour. */
+static kern_gemm_desc transposed(const kern_gemm_desc *d) {
+    kern_gemm_desc t = *d;
+    t.m = d->n, t.n = d->m;
+    t.a_rs = d->b_cs, t.a_cs = d->b_rs;
+    t.b_rs = d->a_cs, t.b_cs = d->a_rs;
+    t.c_rs = d->c_cs, t.c_cs = d->c_rs;
+    memcpy(t.a_bs, d->b_bs, sizeof t.a_bs);
+    memcpy(t.b_bs, d->a_bs, sizeof t.b_bs);
+    return t;
+}
+
 sp_status kern_gemm_prepare(const kern_gemm_desc *d, kern_gemm **out) {
     check(d);
     kern_gemm *g = calloc(1, sizeof *g);
     CHECK(g, "out of memory for a matrix product's handle");
-    g->d = *d;
+    g->swapped = d->c_cs != 1 && d->c_rs == 1 && !d->bias;
+    g->d = g->swapped ? transposed(d) : *d;
 #ifdef AUTOSP_HAVE_ONEDNN
     if (d->impl != KERN_GEMM_OWN) library_prepare(g);
     if (g->prim) {
@@ -188,7 +203,7 @@ sp_status kern_gemm_prepare(const kern_gemm_desc *d, kern_gemm **out) {
              (long long)d->m, (long long)d->n, (long long)d->k);
     }
     g->impl = "own";
-    g->ws = gemm_own_ws(d);
+    g->ws = gemm_own_ws(&g->d);
     *out = g;
     return SP_OK;
 }
@@ -198,6 +213,10 @@ const char *kern_gemm_impl(const kern_gemm *g) { return g->impl; }
 
 sp_status kern_gemm_run(kern_gemm *g, const void *a, const void *b, void *c, const void *bias, void *ws) {
     ASSERT(!bias == !g->d.bias);
+    if (g->swapped) {
+        const void *left = b;
+        b = a, a = left;
+    }
 #ifdef AUTOSP_HAVE_ONEDNN
     if (g->prim) return library_run(g, a, b, c, bias, ws);
 #endif

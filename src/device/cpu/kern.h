@@ -17,6 +17,7 @@
 #define AUTOSP_DEVICE_CPU_KERN_H
 
 #include "base/base.h"
+#include "device/adamw.h"
 #include "device/tensor.h"
 
 /* Alignment of every workspace, in bytes. */
@@ -166,6 +167,10 @@ void kern_scale(dtype t, int64_t n, float alpha, const void *x, void *y); /* y =
 void kern_add(dtype t, int64_t n, const void *a, const void *b, void *y); /* y = a + b; y may be a or b */
 void kern_mul(dtype t, int64_t n, const void *a, const void *b, void *y); /* y = a * b; y may be a or b */
 double kern_sumsq(dtype t, int64_t n, const void *x);                     /* sum of squares in f64 */
+/* y (outer, n) = sum over the rows of x (outer, rows, n); y (rows) = sum over the columns of x (rows, n). Contiguous, y
+ * of type t; added in f32 and f64 (sum.c). */
+void kern_sum_rows(dtype t, int64_t outer, int64_t rows, int64_t n, const void *x, void *y);
+void kern_sum_cols(dtype t, int64_t rows, int64_t n, const void *x, void *y);
 /* dst = src for any strides and up to TENSOR_MAX_RANK dimensions, equal dims; converts between f32 and bf16 (round to
  * nearest even), else the types are equal. Transposes are blocked. dst has no zero strides over dims > 1. */
 void kern_copy(const tensor *dst, const tensor *src);
@@ -182,11 +187,6 @@ void kern_embed_bwd(dtype t, int64_t rows, int64_t n, const int64_t *ids, int64_
 
 /* AdamW as torch.optim.AdamW: p -= lr*wd*p; m, v moments of g*grad_scale; bias corrections for step (from 1);
  * p -= lr * mhat / (sqrt(vhat) + eps). p, g, m, v f32 (n); copy (bf16, n) receives the rounded new p; NULL for none. */
-typedef struct kern_adamw_params {
-    double lr, beta1, beta2, eps, weight_decay;
-    float grad_scale; /* 1, or the clipping factor */
-    int64_t step;
-} kern_adamw_params;
-void kern_adamw(int64_t n, float *p, const float *g, float *m, float *v, const kern_adamw_params *a, void *copy);
+void kern_adamw(int64_t n, float *p, const float *g, float *m, float *v, const adamw_params *a, void *copy);
 
 #endif

@@ -118,52 +118,27 @@ sp_status cpu_embedding_grad(dev_call *c) {
 
 /* ---- sums ---- */
 
-enum { SUM_ROWS = 512, SUM_COLS = 64 };
-
-/* y[n] = sum over rows of x (rows, n): blocks of columns in parallel, rows in order with f64 block sums, so that the
- * result does not depend on threads. */
-static void sum_rows(const float *x, int64_t rows, int64_t n, float *y) {
-#pragma omp parallel for schedule(static)
-    for (int64_t c0 = 0; c0 < n; c0 += SUM_COLS) {
-        double total[SUM_COLS] = {0};
-        int64_t w = min64(SUM_COLS, n - c0);
-        for (int64_t r0 = 0; r0 < rows; r0 += SUM_ROWS) {
-            float part[SUM_COLS] = {0};
-            for (int64_t r = r0; r < min64(rows, r0 + SUM_ROWS); r++)
-                for (int64_t c = 0; c < w; c++) part[c] += x[r * n + c0 + c];
-            for (int64_t c = 0; c < w; c++) total[c] += (double)part[c];
-        }
-        for (int64_t c = 0; c < w; c++) y[c0 + c] = (float)total[c];
-    }
-}
-
-/* y[r] = sum of row r; f64 accumulation in order. */
-static void sum_cols(const float *x, int64_t rows, int64_t n, float *y) {
-#pragma omp parallel for schedule(static) if (rows > 64)
-    for (int64_t r = 0; r < rows; r++) {
-        double acc = 0;
-        for (int64_t c = 0; c < n; c++) acc += (double)x[r * n + c];
-        y[r] = (float)acc;
-    }
-}
-
 sp_status cpu_sum(dev_call *c) {
     const tensor *x = &c->in[0];
     const ir_dim *dims;
     int k = ir_dims(c->node, "dims", &dims);
     unsigned gone = 0;
     for (int i = 0; i < k; i++) gone |= 1u << dims[i];
-    int lead = 0;
-    while (lead < x->rank && (gone >> lead & 1)) lead++;
-    bool leading = gone == (1u << lead) - 1, trailing = gone == ((1u << x->rank) - 1) - ((1u << (x->rank - k)) - 1);
-    if (!fast(c) || !(leading || trailing)) return ref_sum(c);
-    int64_t outer = 1, inner = 1;
-    for (int d = 0; d < x->rank; d++) *(d < (leading ? k : x->rank - k) ? &outer : &inner) *= x->dim[d];
-    if (leading && k < x->rank)
-        sum_rows(x->data, outer, inner, c->out[0].data);
-    else if (leading)
-        sum_cols(x->data, 1, outer, c->out[0].data);
+    /* (outer, rows, inner), of which rows go: dimensions of one element belong to any of them */
+    int64_t extent[3] = {1, 1, 1};
+    int at = 0;
+    for (int d = 0; d < x->rank; d++) {
+        if (x->dim[d] == 1) continue;
+        bool goes = gone >> d & 1;
+        if (at == 0 && goes) at = 1;
+        if (at == 1 && !goes) at = 2;
+        if (at == 2 && goes) return ref_sum(c);
+        extent[at] *= x->dim[d];
+    }
+    if (!fast(c) || c->out[0].type != x->type) return ref_sum(c);
+    if (extent[2] == 1)
+        kern_sum_cols(x->type, extent[0], extent[1], x->data, c->out[0].data);
     else
-        sum_cols(x->data, outer, inner, c->out[0].data);
+        kern_sum_rows(x->type, extent[0], extent[1], extent[2], x->data, c->out[0].data);
     return SP_OK;
 }
