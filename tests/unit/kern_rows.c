@@ -272,7 +272,7 @@ static void sums(void **state) {
     for (size_t c = 0; c < sizeof shape / sizeof *shape; c++)
         for (dtype t = DT_F32; t <= DT_BF16; t += DT_BF16) {
             const int64_t outer = shape[c][0], rows = shape[c][1], n = shape[c][2];
-            void *x = filled(t, outer * rows * n), *y = filled(t, outer * rows * n);
+            void *x = filled(t, outer * rows * n, &seed), *y = filled(t, outer * rows * n, &seed);
             kern_sum_rows(t, outer, rows, n, x, y);
             for (int64_t o = 0; o < outer; o++)
                 for (int64_t j = 0; j < n; j++) {
