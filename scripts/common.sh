@@ -24,14 +24,15 @@ build() {
     rm -f "$log"
 }
 
-# run_ctest PRESET BUILD_DIR: runs every test and sets passed, failed and skipped. The build must exist.
+# run_ctest PRESET BUILD_DIR [CTEST_OPTION...]: runs every test, or those that the options choose, and sets passed,
+# failed and skipped. The build must exist.
 run_ctest() {
     local junit=$2/junit.xml suite
     passed=0 failed=0 skipped=0
     rm -f "$junit"
     say "testing (preset $1)"
     # Two at a time at most: many tests run several ranks as threads of one process.
-    ctest --preset "$1" -j "$((jobs < 2 ? 1 : 2))" --timeout 600 --output-junit junit.xml
+    ctest --preset "$1" -j "$((jobs < 2 ? 1 : 2))" --timeout 600 --output-junit junit.xml "${@:3}"
     suite=$(sed -n '/<testsuite /,/>/p' "$junit" 2>/dev/null | tr '\n' ' ')
     field() { sed -n "s/.*[[:space:]]$1=\"\([0-9]*\)\".*/\1/p" <<<"$suite"; }
     local tests failures disabled

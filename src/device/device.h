@@ -49,6 +49,8 @@ extern const device device_ref, device_cpu;
 
 /* "ref", "cpu"; NULL when there is none of that name. */
 const device *device_find(const char *name);
+/* SP_FAIL when this processor lacks instructions that the cpu device's kernels were compiled for. */
+sp_status cpu_runs_here(void) SP_NODISCARD;
 
 /* dropout.c: the same for every device on the host. c->to is the operand's layout, c->offset the rank's coordinate. */
 sp_status dropout_run(dev_call *c);

@@ -69,6 +69,7 @@ static sp_status compile(const train_model *m, const train_setup *s, train_compi
 sp_status train_compile(const train_model *m, const train_setup *s, train_compiled *out) {
     *out = (train_compiled){.dev = device_find(s->device), .host_dir = s->host_dir};
     CHECK(out->dev, "this build has no device '%s'", s->device);
+    if (out->dev == &device_cpu) TRY(cpu_runs_here());
     CHECK(s->compute != DT_F64 || strcmp(s->device, "ref") == 0, "--dtype f64 needs --device ref");
     out->a = arena_new();
     if (compile(m, s, out) == SP_OK) return SP_OK;
