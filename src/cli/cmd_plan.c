@@ -7,36 +7,55 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* Payload that one rank sends to others in a step: the collectives of every microbatch, then the gradients. */
-static int64_t comm_bytes(const plan *p, int64_t accum) {
+enum { COMMS = 5 }; /* the four collectives of microbatches, and the gradients' reduction at the end */
+
+/* What one rank sends to others in a step, by collective. */
+static void communication(const train_compiled *c, int64_t accum, report_comm out[COMMS]) {
     static const struct {
         ir_op op;
         comm_op as;
-    } table[] = {{OP_all_reduce, COMM_ALL_REDUCE},
-                 {OP_all_gather, COMM_ALL_GATHER},
-                 {OP_reduce_scatter, COMM_REDUCE_SCATTER},
-                 {OP_all_to_all, COMM_ALL_TO_ALL}};
-    int64_t sum = 0;
+    } table[COMMS - 1] = {{OP_all_to_all, COMM_ALL_TO_ALL},
+                          {OP_all_gather, COMM_ALL_GATHER},
+                          {OP_reduce_scatter, COMM_REDUCE_SCATTER},
+                          {OP_all_reduce, COMM_ALL_REDUCE}};
+    const plan *p = c->plan;
+    for (int k = 0; k < COMMS; k++)
+        out[k] = (report_comm){.name = k < COMMS - 1 ? op_table[table[k].op].name : "all_reduce of gradients"};
     for (int i = 0; i < p->program[PROG_STEP].instrs.n; i++) {
         const plan_instr *in = &p->program[PROG_STEP].instrs.data[i];
         if (in->axis < 0) continue;
         const tensor *x = &in->in[0].t, *y = &in->out[0].t;
         int size = p->mesh.axis[in->axis].size;
         int64_t elem = dtype_size(x->type), from = tensor_numel(x) * elem, to = tensor_numel(y) * elem;
-        for (size_t k = 0; k < sizeof table / sizeof *table; k++) {
+        for (int k = 0; k < COMMS - 1; k++) {
             if (in->op != table[k].op) continue;
             /* The calls' `bytes`: a block of an all-to-all, a rank's part of a gather, a whole of a reduction. */
             int64_t bytes = in->op == OP_all_to_all ? from / size : in->op == OP_reduce_scatter ? to : from;
-            sum += comm_sent_bytes(table[k].as, 0, size, bytes, elem, 0);
+            *(in->backward ? &out[k].backward : &out[k].forward) += accum;
+            out[k].bytes += accum * comm_sent_bytes(table[k].as, 0, size, bytes, elem, 0);
+            if (in->node) out[k].seconds += (double)accum * cost_node(&c->machine, p->graph, in->node).seconds;
         }
     }
-    sum *= accum;
+    report_comm *last = &out[COMMS - 1];
     for (int i = 0; i < p->params.n; i++) {
         const plan_param *q = &p->params.data[i];
-        int64_t elem = dtype_size(p->type);
-        if (q->grad >= 0 && q->partial && p->mesh.naxes)
-            sum += comm_sent_bytes(COMM_ALL_REDUCE, 0, p->mesh.axis[0].size, ir_numel(&q->type) * elem, elem, 0);
+        int64_t elem = dtype_size(p->type), bytes = ir_numel(&q->type) * elem;
+        if (q->grad < 0 || !q->partial || !p->mesh.naxes) continue;
+        last->backward++;
+        last->bytes += comm_sent_bytes(COMM_ALL_REDUCE, 0, p->mesh.axis[0].size, bytes, elem, 0);
+        last->seconds += cost_collective(&c->machine, OP_all_reduce, bytes, p->mesh.axis[0].size);
     }
+}
+
+static int64_t comm_bytes(const report_comm *c) {
+    int64_t sum = 0;
+    for (int k = 0; k < COMMS; k++) sum += c[k].bytes;
+    return sum;
+}
+
+static double comm_seconds(const report_comm *c) {
+    double sum = 0;
+    for (int k = 0; k < COMMS; k++) sum += c[k].seconds;
     return sum;
 }
 
@@ -56,20 +75,10 @@ static double step_seconds(const train_compiled *c, int64_t accum) {
     return s;
 }
 
-/* Seconds of a step's collectives: those of the microbatches and the reduction of the gradients. */
-static double comm_seconds(const train_compiled *c, int64_t accum) {
-    double s = (double)accum * c->cost.comm;
-    const plan *p = c->plan;
-    for (int i = 0; i < p->params.n && p->mesh.naxes; i++) {
-        const plan_param *q = &p->params.data[i];
-        int64_t bytes = ir_numel(&q->type) * dtype_size(p->type);
-        if (q->grad >= 0 && q->partial) s += cost_collective(&c->machine, OP_all_reduce, bytes, p->mesh.axis[0].size);
-    }
-    return s;
-}
-
 static sp_status print_json(const cli_options *o, const train_compiled *c, int ranks, int64_t max_seq) {
     const plan *p = c->plan;
+    report_comm sent[COMMS];
+    communication(c, o->accum, sent);
     double step = step_seconds(c, o->accum), again = (double)o->accum * c->cost.again;
     bool ours = strcmp(c->save.policy, "budget") == 0;
     const plan_memory *m = &p->memory;
@@ -82,7 +91,7 @@ static sp_status print_json(const cli_options *o, const train_compiled *c, int r
                           (json_int_t)bound, "arena_bytes", (json_int_t)m->arena, "saved_bytes", (json_int_t)m->saved,
                           "recompute_fraction", again / step, "lower_bound_gap",
                           ours ? json_real(c->save.gap) : json_null(), "comm_bytes_per_rank",
-                          (json_int_t)comm_bytes(p, o->accum), "step_seconds_estimate", json_real(step), "max_seq",
+                          (json_int_t)comm_bytes(sent), "step_seconds_estimate", json_real(step), "max_seq",
                           max_seq ? json_integer(max_seq) : json_null(), "host_bytes", (json_int_t)m->section[SEC_HOST],
                           "host_budget_bytes", o->host_memory ? json_integer(o->host_memory) : json_null());
     CHECK(j, "out of memory");
@@ -91,6 +100,8 @@ static sp_status print_json(const cli_options *o, const train_compiled *c, int r
     json_t *sections = json_object();
     for (int i = 0; i < SEC_COUNT; i++) json_object_set_new(sections, parts[i], json_integer(m->section[i]));
     json_object_set_new(j, "parts", sections);
+    json_object_set_new(j, "comm_fraction", json_real(comm_seconds(sent) / step));
+    json_object_set_new(j, "machine", json_string(c->machine.name));
     json_dumpf(j, stdout, 0);
     putchar('\n');
     json_decref(j);
@@ -107,6 +118,8 @@ static void seconds(const char *name, double s) { printf("  %-34s %14.6f  s\n", 
 static void print_table(const cli_options *o, const train_compiled *c, int ranks, int64_t max_seq) {
     const plan *p = c->plan;
     const plan_memory *m = &p->memory;
+    report_comm sent[COMMS];
+    communication(c, o->accum, sent);
     if (max_seq) printf("longest sequence within the budget: %lld tokens\n\n", (long long)max_seq);
     printf("%lld tokens a sequence, %lld a microbatch, %d rank%s; bytes on each rank\n\n", (long long)p->seq_valid,
            (long long)p->batch, ranks, ranks == 1 ? "" : "s");
@@ -123,27 +136,31 @@ static void print_table(const cli_options *o, const train_compiled *c, int ranks
     if (o->host_memory) row("host copies", m->section[SEC_HOST]);
     printf("\n");
     row("saved by forward for backward", m->saved);
-    row("sent to other ranks in a step", comm_bytes(p, o->accum));
+    row("sent to other ranks in a step", comm_bytes(sent));
     printf("\n");
     printf("  estimated on the machine %s\n", c->machine.name);
     seconds("a step", step_seconds(c, o->accum));
     seconds("  of it computed again", (double)o->accum * c->cost.again);
-    seconds("  of it communication", comm_seconds(c, o->accum));
+    seconds("  of it communication", comm_seconds(sent));
     if (strcmp(c->save.policy, "budget") == 0 && o->memory)
         seconds("  no plan computes again less than", (double)o->accum * c->save.bound);
 }
 
 static sp_status write_report(const cli_options *o, const train_compiled *c, int ranks, int64_t max_seq) {
+    report_comm sent[COMMS];
+    communication(c, o->accum, sent);
     report_facts f = {.model = o->model,
                       .ranks = ranks,
                       .accum = o->accum,
                       .budget = o->memory,
                       .max_seq = max_seq,
-                      .comm_bytes = comm_bytes(c->plan, o->accum),
+                      .comm_bytes = comm_bytes(sent),
+                      .comm = sent,
+                      .ncomm = COMMS,
                       .machine = c->machine.name,
                       .step_seconds = step_seconds(c, o->accum),
                       .again_seconds = (double)o->accum * c->cost.again,
-                      .comm_seconds = comm_seconds(c, o->accum),
+                      .comm_seconds = comm_seconds(sent),
                       .save = &c->save};
     return report_write(o->report, c->plan, &f);
 }
