@@ -34,7 +34,7 @@ What the archive holds and why:
 * extra/autosp.json says how labels and weight names are meant; config.json and the tokenizer's files travel in extra/
   for the checkpoints that autosp writes.
 
-Needs torch >= 2.9; for Hugging Face models also transformers >= 5.
+Needs torch >= 2.9; for Hugging Face models also transformers 4.57 or newer.
 """
 import argparse
 import contextlib
@@ -199,6 +199,35 @@ def compress(path):
 
 # ---------------------------------------------------------------------------------------------------------- Hugging Face
 
+@contextlib.contextmanager
+def broadcast_masks():
+    """Inside, transformers 4.57 evaluates its mask functions on broadcast indices, as transformers 5 does.
+
+    4.57 maps them over scalar indices with torch.vmap under a context that leaves a `flat_apply` node in the graph, which
+    torch.export.save cannot write ("Failed serializing node flat_apply"). The functions themselves are stock.
+    """
+    try:
+        from transformers import masking_utils
+    except ImportError:
+        masking_utils = None
+    if not hasattr(masking_utils, "_vmap_for_bhqkv"):
+        yield
+        return
+    kept = masking_utils._vmap_for_bhqkv, masking_utils.TransformGetItemToIndex
+
+    def broadcast(mask_function, bh_indices=True):
+        if not bh_indices:
+            return lambda b, h, q, k: mask_function(b, h, q[:, None], k[None, :])
+        return lambda b, h, q, k: mask_function(b[:, None, None, None], h[None, :, None, None], q[None, None, :, None],
+                                                k[None, None, None, :])
+
+    masking_utils._vmap_for_bhqkv, masking_utils.TransformGetItemToIndex = broadcast, contextlib.nullcontext
+    try:
+        yield
+    finally:
+        masking_utils._vmap_for_bhqkv, masking_utils.TransformGetItemToIndex = kept
+
+
 def build_model(source, *, weights=True, dtype=None, attn="sdpa", fake_mode=None):
     """The causal language model of a folder, a config.json or a config object. Random weights where there are none."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -236,7 +265,8 @@ def export_module(module, path, config, *, folder=None, labels="same", batch=2, 
         if os.path.exists(os.path.join(folder, name)):
             with open(os.path.join(folder, name), encoding="utf-8") as file:
                 extra[name] = file.read()
-    return export_loss(module, path, example, labels=labels, weights_prefix="m.", extra_files=extra, **options)
+    with broadcast_masks():
+        return export_loss(module, path, example, labels=labels, weights_prefix="m.", extra_files=extra, **options)
 
 
 def export_huggingface(source, path, *, weights=True, labels="same", dtype=None, attn="sdpa", **options):

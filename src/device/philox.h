@@ -34,4 +34,24 @@ static inline float philox_uniform(uint64_t seed, uint64_t draw, uint32_t node, 
     return (float)(out[index & 3] >> 8) * 0x1p-24f;
 }
 
+/* Dropout of attention's weights: the number of (batch row, head, query, key) of draw (seed, draw, node). The four
+ * indices are the counter, so that padding, cuts and tiles do not matter; one block serves four keys. Batch rows and
+ * heads are below 2^16, draws below 2^32, queries and keys below 2^32. */
+static inline void philox_attention_block(uint64_t seed, uint64_t draw, uint32_t node, int64_t b, int64_t h, int64_t q,
+                                          int64_t k_block, uint32_t out[4]) {
+    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32) ^ node};
+    uint32_t counter[4] = {(uint32_t)k_block, (uint32_t)q, (uint32_t)b << 16 | (uint32_t)h, (uint32_t)draw};
+    philox4x32(key, counter, out);
+}
+static inline uint32_t philox_attention(uint64_t seed, uint64_t draw, uint32_t node, int64_t b, int64_t h, int64_t q,
+                                        int64_t k) {
+    uint32_t out[4];
+    philox_attention_block(seed, draw, node, b, h, q, k >> 2, out);
+    return out[k & 3] >> 8;
+}
+/* An element is kept when its number is at least this. */
+static inline uint32_t philox_threshold(double p) {
+    return (uint32_t)((float)p * 0x1p24f) + ((float)(uint32_t)((float)p * 0x1p24f) < (float)p * 0x1p24f);
+}
+
 #endif

@@ -126,6 +126,7 @@ static sp_status prepare_list(exec *e, const plan_list *list, call **out) {
         k->c.threads = e->o.threads;
         k->c.comm = e->o.comm;
         k->c.offset = in->rank_offset * coordinate(e);
+        k->c.head_offset = in->head_offset * coordinate(e);
         if (in->work >= 0) {
             k->c.work = e->base + e->p->bufs.data[in->work].offset;
             k->c.work_bytes = e->p->bufs.data[in->work].bytes;

@@ -257,7 +257,11 @@ static void attention_rule(const ir_graph *g, const ir_node *n, ir_rule *r, bool
         for (int dim = 0; dim < IN(i)->rank; dim++, side++) {
             ASSERT(*side);
             if (IN(i)->dim[dim] != 1)
-                r->in[i][dim] = (int8_t)(*side == 'b' ? b : *side == 'q' ? q : *side == 'k' ? k : h);
+                r->in[i][dim] = (int8_t)(*side == 'b'   ? b
+                                         : *side == 'q' ? q
+                                         : *side == 'k' ? k
+                                         : *side == 'h' ? h
+                                                        : new_factor(r, FACTOR_WHOLE));
         }
         while (*side == ' ') side++;
     }

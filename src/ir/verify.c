@@ -4,6 +4,7 @@
  * that edits a node without keeping the rest true is named here rather than found in a wrong number.
  */
 #include "ir/ir.h"
+#include "ir/formula.h"
 #include "ir/shape.h"
 
 typedef sp_status (*shape_fn)(ir_graph *g, const ir_node *n, const ir_type *given, ir_type *out);
@@ -64,6 +65,32 @@ static const struct {
     {OP_dropout, "id", ATTR_INT, 0},
 };
 
+/* What side operands do: as many words as there are operands, of the known ones; fq and fk come in pairs, which the
+ * formula names. */
+static sp_status check_roles(const ir_node *n, int words) {
+    static const char *const known[] = {"docq", "dock", "keep", "alibi", "mask", "bias", "fq", "fk", "rng"};
+    const char *roles = ir_str(n, "roles");
+    int count = 0, fq = 0, fk = 0, rng = 0;
+    for (const char *c = roles ? roles : ""; *c;) {
+        size_t len = strcspn(c, " ");
+        bool ok = false;
+        for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+            ok |= len == strlen(known[i]) && memcmp(c, known[i], len) == 0;
+        CHECK(ok, "roles=\"%s\" has a word that is not known", roles);
+        fq += len == 2 && c[1] == 'q', fk += len == 2 && c[1] == 'k', rng += *c == 'r';
+        count++;
+        c += len;
+        while (*c == ' ') c++;
+    }
+    CHECK(count == words, "%d side operands, but %d roles", words, count);
+    CHECK(fq == fk && fq <= FORMULA_PAIRS, "%d query vectors and %d key vectors; at most %d pairs", fq, fk,
+          FORMULA_PAIRS);
+    double p = ir_float(n, "drop_p", 0);
+    CHECK(rng <= 1 && p >= 0 && p <= 1 && (p == 0 || rng == 1), "dropout needs drop_p in [0, 1] and one rng");
+    ir_formula unused;
+    return ir_formula_parse(ir_str(n, "formula"), fq, &unused);
+}
+
 sp_status ir_check_attrs(ir_op op, int nin, const ir_attr *attr, int nattr) {
     const ir_node n = {.op = op, .nin = nin, .attr = (ir_attr *)attr, .nattr = nattr};
     for (size_t i = 0; i < sizeof required / sizeof *required; i++) {
@@ -88,7 +115,7 @@ sp_status ir_check_attrs(ir_op op, int nin, const ir_attr *attr, int nattr) {
         const char *side = ir_str(&n, "side");
         int words = 0, letters = 0;
         for (const char *c = side ? side : ""; *c; c++) {
-            CHECK(strchr("bqkh ", *c), "%s: side=\"%s\" may hold b, q, k, h and spaces", op_table[op].name, side);
+            CHECK(strchr("bqkhr ", *c), "%s: side=\"%s\" may hold b, q, k, h, r and spaces", op_table[op].name, side);
             if (*c == ' ') {
                 CHECK(letters > 0, "%s: side=\"%s\" has an empty word", op_table[op].name, side);
                 letters = 0;
@@ -97,6 +124,7 @@ sp_status ir_check_attrs(ir_op op, int nin, const ir_attr *attr, int nattr) {
             }
         }
         CHECK(words == nin - first, "%s: %d side operands, but side names %d", op_table[op].name, nin - first, words);
+        TRY_NOTE(check_roles(&n, words), "%s", op_table[op].name);
     }
     return SP_OK;
 }
@@ -104,8 +132,16 @@ sp_status ir_check_attrs(ir_op op, int nin, const ir_attr *attr, int nattr) {
 /* The side words of an attention must be as long as its side operands' ranks. */
 static sp_status check_side(const ir_graph *g, const ir_node *n) {
     if (n->op != OP_attention && n->op != OP_attention_grad) return SP_OK;
-    const char *side = ir_str(n, "side");
+    const char *side = ir_str(n, "side"), *roles = ir_str(n, "roles");
     for (int i = n->op == OP_attention ? 3 : 6; i < n->nin; i++) {
+        const ir_type *t = ir_typeof(g, n->in[i]);
+        bool ints = *roles == 'd' || *roles == 'f' || *roles == 'r', flags = *roles == 'k' || *roles == 'm';
+        CHECK(ints ? t->t == DT_I64 : flags ? t->t == DT_BOOL : dtype_is_float(t->t), "%s: side operand %d is %s",
+              op_table[n->op].name, i, dtype_name(t->t));
+        CHECK(*roles != 'r' || (t->rank == 1 && t->dim[0] == 3), "%s: the generator's state is not i64[3]",
+              op_table[n->op].name);
+        roles += strcspn(roles, " ");
+        while (*roles == ' ') roles++;
         int len = 0;
         while (side && side[len] && side[len] != ' ') len++;
         CHECK(len == ir_typeof(g, n->in[i])->rank, "%s: side word %d does not name the dimensions of its operand",

@@ -496,6 +496,19 @@ ex ex_op(elem_ctx *c, ir_op op, dtype t, const ex *arg, int n) {
         }
         return select_of(c, t, s.arg[0], ex_op(c, op, t, u, n), ex_op(c, op, t, v, n));
     }
+    /* so is a product, minimum or comparison of two such choices: masks as factors 0 and 1, the smaller of two masks */
+    if (n == 2 && (op == OP_mul || op == OP_min || op == OP_max || is_compare(op))) {
+        const ex_node s = *ex_get(c, a0), u = *ex_get(c, a1);
+        bool both = s.kind == EX_OP && s.op == OP_select && u.kind == EX_OP && u.op == OP_select;
+        for (int k = 1; k <= 2 && both; k++) both = ex_is_num(c, s.arg[k], &y) && ex_is_num(c, u.arg[k], &y);
+        if (both) {
+            ex part[2];
+            for (int k = 0; k < 2; k++)
+                part[k] = select_of(c, t, u.arg[0], ex_op(c, op, t, (ex[]){s.arg[k + 1], u.arg[1]}, 2),
+                                    ex_op(c, op, t, (ex[]){s.arg[k + 1], u.arg[2]}, 2));
+            return select_of(c, t, s.arg[0], part[0], part[1]);
+        }
+    }
     if (integral(in) && in != DT_BOOL && op != OP_cast) {
         if ((res = integer_op(c, op, arg, n)) >= 0) return res;
     } else if (dtype_is_float(in) && n == 2 && exact_int(c, a0, &i[0]) && exact_int(c, a1, &i[1])) {

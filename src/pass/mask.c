@@ -6,16 +6,19 @@
  *     k <= q                           causal=1            eq(f(b,q), g(b,k))   docq, dock
  *     q - k <= c, k - q <= c           window, _ahead      f(b,k)               keep
  *     slope(b,h) * k + anything of q   alibi               f(b,h,k), f(b,h,q)   mask or bias of extent 1 in q or k
+ * Other conditions on q and k become a formula (ir/formula.h): and / or of comparisons f(b,h,q) >= g(b,h,k), == or !=,
+ * with f and g as vectors. So a prefix that all see is  q >= k or length(b) - 1 >= k.
  * Vectors become ordinary values of O(S). Terms of a bias that do not depend on k are dropped: softmax does not see
  * them. A masked score is one of at most -1e4, whose exponential is 0. What depends on q and k in another way stays an
  * operand, untouched.
  *     attention(q, k, v, le(iota k, iota q))   =>  attention(q, k, v) {causal=1}
  */
+#include "ir/formula.h"
 #include "pass/elem.h"
 
 static const double MASKED = -1e4;
 
-enum { MAX_TERMS = 24, MAX_SIDES = 8 };
+enum { MAX_TERMS = 24, MAX_SIDES = 24 };
 
 typedef struct term {
     ex e;
@@ -34,6 +37,9 @@ typedef struct masks {
     ex keep, docq, dock, slope; /* -1: none */
     ex mask[MAX_TERMS], bias[MAX_TERMS];
     int nmask, nbias;
+    int npair; /* of the formula: f(b,h,q) and g(b,h,k) */
+    ex fq[FORMULA_PAIRS], fk[FORMULA_PAIRS];
+    char formula[160];
 } masks;
 
 static uint64_t bit(const masks *m, ex v) { return ex_get(m->c, v)->vars; }
@@ -169,12 +175,90 @@ static bool classify_document(masks *m, ex form) {
     return true;
 }
 
+/* ---- formulas ---- */
+
+static bool word(masks *m, const char *text) {
+    size_t n = strlen(m->formula), len = strlen(text);
+    if (n + len >= sizeof m->formula) return false;
+    memcpy(m->formula + n, text, len + 1);
+    return true;
+}
+
+/* Appends "f op g" for f of queries and g of keys. */
+static bool comparison(masks *m, ex f, ex g, const char *op) {
+    int p = 0;
+    while (p < m->npair && (m->fq[p] != f || m->fk[p] != g)) p++;
+    if (p == FORMULA_PAIRS) return false;
+    m->fq[p] = f;
+    m->fk[p] = g;
+    if (p == m->npair) m->npair++;
+    const char number[] = {(char)('0' + p), 0};
+    return word(m, m->formula[0] ? " " : "") && word(m, number) && word(m, op);
+}
+
+/* form >= 0 or form == 0 as a comparison of what depends on keys with the rest. */
+static bool split_form(masks *m, ex form, const char *op) {
+    lin l = ex_lin(m->c, form), f = {.c = l.c}, g = {0};
+    const ex_node *n = ex_get(m->c, l.n == 1 ? l.arg[0] : form);
+    double period;
+    /* (x - y) % n == 0 is x % n == y % n */
+    bool mod = op[0] != '>' && l.n == 1 && l.c == 0 && n->kind == EX_OP && n->op == OP_mod &&
+               ex_is_num(m->c, n->arg[1], &period) && period > 0;
+    if (mod) {
+        l = ex_lin(m->c, n->arg[0]);
+        f.c = l.c;
+    }
+    for (int i = 0; i < l.n; i++) {
+        bool k = depends(m, l.arg[i], m->k);
+        if (k && depends(m, l.arg[i], m->q)) return false;
+        lin *to = k ? &g : &f;
+        to->arg[to->n] = l.arg[i];
+        to->coef[to->n++] = k ? -l.coef[i] : l.coef[i];
+    }
+    ex a = ex_of_lin(m->c, f), b = ex_of_lin(m->c, g);
+    if (mod) {
+        a = ex_divide(m->c, OP_mod, a, (int64_t)period);
+        b = ex_divide(m->c, OP_mod, b, (int64_t)period);
+    }
+    return comparison(m, a, b, op);
+}
+
+static bool formula(masks *m, ex e) {
+    const ex_node n = *ex_get(m->c, e);
+    const ex one = ex_num(m->c, DT_I64, 1);
+    bool q = depends(m, e, m->q), k = depends(m, e, m->k);
+    if (n.kind == EX_OP && (n.op == OP_and || n.op == OP_or))
+        return formula(m, n.arg[0]) && formula(m, n.arg[1]) && word(m, n.op == OP_and ? " &" : " |");
+    if (n.kind == EX_OP && n.op == OP_select) /* c ? a : b, of conditions */
+        return formula(m, n.arg[0]) && formula(m, n.arg[1]) && word(m, " &") && formula(m, ex_not(m->c, n.arg[0])) &&
+               formula(m, n.arg[2]) && word(m, " & |");
+    if (n.kind == EX_GE0) return split_form(m, n.arg[0], ">=");
+    if (n.kind == EX_EQ0) return split_form(m, n.arg[0], "==");
+    if (n.kind == EX_OP && n.op == OP_not && ex_get(m->c, n.arg[0])->kind == EX_EQ0)
+        return split_form(m, ex_get(m->c, n.arg[0])->arg[0], "!=");
+    if (n.t != DT_BOOL || (q && k)) return false;
+    e = ex_op(m->c, OP_cast, DT_I64, &e, 1);
+    return k ? comparison(m, one, e, "==") : comparison(m, e, one, "==");
+}
+
+/* One more condition of the conjunction, as a formula; all of it or nothing. */
+static bool classify_formula(masks *m, ex e) {
+    masks old = *m;
+    bool first = !m->formula[0];
+    ir_formula unused;
+    if (formula(m, e) && (first || word(m, " &")) &&
+        ir_formula_parse(m->formula, m->npair, &unused) == SP_OK) /* short enough for the kernels */
+        return true;
+    *m = old;
+    return false;
+}
+
 static bool classify_condition(masks *m, ex e) {
     const ex_node n = *ex_get(m->c, e);
     bool q = depends(m, e, m->q), k = depends(m, e, m->k);
     if (q && k) {
-        if (n.kind == EX_GE0) return classify_order(m, n.arg[0]);
-        return n.kind == EX_EQ0 && classify_document(m, n.arg[0]);
+        if (n.kind == EX_GE0 && classify_order(m, n.arg[0])) return true;
+        return (n.kind == EX_EQ0 && classify_document(m, n.arg[0])) || classify_formula(m, e);
     }
     if (k && !depends(m, e, m->h)) {
         m->keep = m->keep < 0 ? e : ex_op(m->c, OP_and, DT_BOOL, (ex[]){m->keep, e}, 2);
@@ -243,6 +327,12 @@ static bool add_side(rw *r, sides *s, ir_val v, const char *side, const char *ro
 static bool vectors(masks *m, sides *s) {
     rw *r = m->r;
     const ex bq[2] = {m->b, m->q}, bk[2] = {m->b, m->k}, bh[2] = {m->b, m->h}, all[4] = {m->b, m->h, m->q, m->k};
+    const ex bhq[3] = {m->b, m->h, m->q}, bhk[3] = {m->b, m->h, m->k};
+    for (int i = 0; i < m->npair; i++) {
+        ir_val f = elem_build(m->c, m->fq[i], r, 3, bhq), g = elem_build(m->c, m->fk[i], r, 3, bhk);
+        if (f < 0 || g < 0 || !add_side(r, s, rw_cast(r, f, DT_I64), "bhq", "fq")) return false;
+        if (!add_side(r, s, rw_cast(r, g, DT_I64), "bhk", "fk")) return false;
+    }
     if (m->docq >= 0) {
         ir_val dq = elem_build(m->c, m->docq, r, 2, bq), dk = elem_build(m->c, m->dock, r, 2, bk);
         if (dq < 0 || dk < 0) return false;
@@ -316,9 +406,19 @@ bool rw_mask(rw *r, const ir_node *n, ir_val *out) {
         else if (strcmp(role[i], "alibi") == 0) {
             ex bh[2] = {m.b, m.h};
             m.slope = elem_of(c, v, len[i] == 1 ? &bh[1] : bh);
+        } else if (strcmp(role[i], "fq") == 0) {
+            if (m.npair == FORMULA_PAIRS) return false;
+            m.fq[m.npair] = elem_of(c, v, (ex[]){m.b, m.h, m.q});
+        } else if (strcmp(role[i], "fk") == 0) { /* follows its fq */
+            m.fk[m.npair++] = elem_of(c, v, (ex[]){m.b, m.h, m.k});
+        } else if (strcmp(role[i], "rng") == 0) {
+            if (!add_side(r, &s, v, "r", "rng")) return false;
         } else
             todo++;
     }
+    const char *text = ir_str(n, "formula");
+    if (text && strlen(text) >= sizeof m.formula) return false;
+    snprintf(m.formula, sizeof m.formula, "%s", text ? text : "");
     if (!todo) return false;
     bool changed = false;
     for (int i = 0; i < n->nin - 3; i++) {
@@ -344,7 +444,7 @@ bool rw_mask(rw *r, const ir_node *n, ir_val *out) {
     ir_node a = {0};
     a.attr = arena_alloc(r->scratch, sizeof *a.attr * (size_t)(n->nattr + 8));
     for (int i = 0; i < n->nattr; i++) {
-        static const char *const ours[] = {"causal", "window", "window_ahead", "side", "roles"};
+        static const char *const ours[] = {"causal", "window", "window_ahead", "side", "roles", "formula"};
         bool skip = false;
         for (size_t j = 0; j < sizeof ours / sizeof *ours; j++) skip |= strcmp(n->attr[i].key, ours[j]) == 0;
         if (!skip) a.attr[a.nattr++] = n->attr[i];
@@ -352,6 +452,7 @@ bool rw_mask(rw *r, const ir_node *n, ir_val *out) {
     if (m.causal) a.attr[a.nattr++] = A_I("causal", 1);
     if (m.window) a.attr[a.nattr++] = A_I("window", m.window);
     if (m.ahead && !m.causal) a.attr[a.nattr++] = A_I("window_ahead", m.ahead);
+    if (m.formula[0]) a.attr[a.nattr++] = A_S("formula", m.formula);
     if (s.n) {
         a.attr[a.nattr++] = A_S("side", s.side);
         a.attr[a.nattr++] = A_S("roles", s.roles);

@@ -171,6 +171,7 @@ static void print_list(const plan_list *list, int indent, buf *out) {
         for (int k = 0; k < in->nin; k++) print_window(&in->in[k], out);
         if (in->work >= 0) buf_printf(out, " work b%d", in->work);
         if (in->rank_offset) buf_printf(out, " at %lldr", (long long)in->rank_offset);
+        if (in->head_offset) buf_printf(out, " heads at %lldr", (long long)in->head_offset);
         if (in->loop) buf_printf(out, " %lld times", (long long)in->loop->tiles);
         buf_printf(out, "\n");
         if (in->loop) print_list(&in->loop->body, indent + 2, out);

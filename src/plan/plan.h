@@ -65,6 +65,7 @@ struct plan_instr {
     int axis;             /* mesh axis of a collective, -1 none */
     axis_layout from, to; /* of a collective: its operand's and its result's layout on the axis */
     int64_t rank_offset;  /* iota: first index; attention: position of query row 0 - per coordinate */
+    int64_t head_offset;  /* attention: number of query head 0 - per coordinate */
     bool backward;
     axis_layout tile; /* dropout in a body: how the tiles cut its result; how many there are */
     int64_t tiles;

@@ -46,10 +46,19 @@ class PaddedLoss(export.CausalLoss):
         return self.m(input_ids=input_ids, attention_mask=(input_ids != 0).long(), labels=labels, use_cache=False).loss
 
 
+def for_version(kwargs, version):
+    """transformers 4 has rope_theta and rope_scaling instead of rope_parameters."""
+    if int(version.split(".")[0]) >= 5 or "rope_parameters" not in kwargs:
+        return kwargs
+    kwargs = dict(kwargs)
+    rope = dict(kwargs.pop("rope_parameters"))
+    return kwargs | dict(rope_theta=rope.pop("rope_theta"), rope_scaling=rope)
+
+
 def huggingface(config_class, kwargs, attn="sdpa", labels="same", inputs=(), padded=False):
     def build():
         import transformers
-        config = getattr(transformers, config_class)(**kwargs)
+        config = getattr(transformers, config_class)(**for_version(kwargs, transformers.__version__))
         model = export.build_model(config, attn=attn, dtype=torch.float32)
         module = PaddedLoss(model) if padded else export.CausalLoss(model, labels)
         return Case(module, labels, inputs, model.config, padded=padded)
@@ -369,6 +378,72 @@ class Documents(NanoGPT):
         return cross_entropy(self.lm_head(self.ln_f(x)), labels)
 
 
+class Masked(NanoGPT):
+    """nanoGPT with a mask that `see(row, column, ids)` describes, given to sdpa as bool or as float, or multiplied together."""
+
+    def __init__(self, see, style="bool"):
+        super().__init__()
+        self.see, self.style = see, style
+
+    def forward(self, input_ids, labels, **lengths):
+        B, T = input_ids.shape
+        x = self.wte(input_ids) + self.wpe(torch.arange(T))
+        mask = self.see(torch.arange(T)[:, None], torch.arange(T)[None, :], input_ids, *lengths.values())
+        if mask.dim() == 3:
+            mask = mask[:, None]
+        if self.style == "float":
+            mask = torch.zeros(T, T).masked_fill(~mask, torch.finfo(torch.float32).min)
+        for block in self.h:
+            q, k, v = block.c_attn(block.ln_1(x)).view(B, T, 3, block.heads, -1).permute(2, 0, 3, 1, 4)
+            if self.style == "product":
+                att = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
+                causal = torch.tril(torch.ones(T, T))
+                y = att.masked_fill(torch.maximum(causal, mask.float()) * (1 - 0.0 * causal) == 0, -1e9).softmax(-1) @ v
+            else:
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            x = x + block.c_proj(y.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.ln_2(x))
+        return cross_entropy(self.lm_head(self.ln_f(x)), labels)
+
+
+class Prefix(Masked):
+    """Prefix LM: every row brings how many of its tokens all others may see."""
+
+    def forward(self, input_ids, labels, prefix_lengths):
+        return super().forward(input_ids, labels, prefix_lengths=prefix_lengths)
+
+
+def prefix(n):
+    return lambda q, k, ids: (k <= q) | (k < n)
+
+
+def prefix_lengths(q, k, ids, n):
+    return (k <= q) | (k < n[:, None, None])
+
+
+def sinks(q, k, ids):
+    """A window and the first four tokens (StreamingLLM)."""
+    return (k <= q) & ((q - k < 6) | (k < 4))
+
+
+def global_tokens(q, k, ids):
+    """Longformer: a window both ways, and tokens that see and are seen everywhere."""
+    star = ids % 16 == 3
+    return ((q - k).abs() < 5) | star[:, :, None] | star[:, None, :]
+
+
+def strided(q, k, ids):
+    """Sparse transformer: a window, and every seventh token before it."""
+    return (k <= q) & ((q - k < 7) | ((q - k) % 7 == 0))
+
+
+def prefix_documents(q, k, ids):
+    """Documents end at token 7; within one, causal or among its first tokens (before the first token below 32)."""
+    document = (ids == 7).cumsum(1)
+    head = (ids < 32).cumsum(1) == 0
+    return (document[:, :, None] == document[:, None, :]) & ((k <= q) | (head[:, :, None] & head[:, None, :]))
+
+
 class Adapter(nn.Module):
     """A frozen linear layer plus a trained product of low rank."""
 
@@ -404,6 +479,13 @@ PLAIN = {
     "rmsnorm-fused": lambda: Case(Norms("fused", interleaved=True)),
     "documents": lambda: Case(Documents(), inputs=("position_ids", "document_ids")),
     "documents-window": lambda: Case(Documents(window=6), inputs=("position_ids", "document_ids")),
+    "prefix": lambda: Case(Masked(prefix(11)), max_seq=127),
+    "prefix-float": lambda: Case(Masked(prefix(20), "float"), max_seq=127),
+    "prefix-product": lambda: Case(Masked(prefix(5), "product"), max_seq=127),
+    "prefix-documents": lambda: Case(Masked(prefix_documents), max_seq=127),
+    "sinks": lambda: Case(Masked(sinks), max_seq=127),
+    "global-tokens": lambda: Case(Masked(global_tokens), max_seq=127),
+    "strided": lambda: Case(Masked(strided), max_seq=127),
     "lora": lambda: Case(Lora()),
     "operators": lambda: Case(Operators(VOCAB)),
 }

@@ -107,9 +107,14 @@ class Row:
 
 def measure(program, name, ranks, folder, device):
     row = Row(name)
-    case = models.build(name)
     archive, rows = os.path.join(folder, "model.pt2"), os.path.join(folder, "data.safetensors")
-    models.write(case, archive)
+    try:
+        case = models.build(name)
+        models.write(case, archive)
+    except Exception as error:  # PyTorch's or transformers' refusal; there is nothing to compare
+        row.notes.append(f"does not export: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        row.cells["export"] = ("refused", False)
+        return row
     data = models.batch(case, ROWS, SEQ)
     save_file(data, rows)
     first = {key: value[:BATCH] for key, value in data.items()}
@@ -218,6 +223,8 @@ def main():
         cells = table[-1].cells.values()
         print(f"{name}: {sum(ok for _, ok in cells)} of {len(cells)} ({time.time() - start:.0f} s)", file=sys.stderr)
     columns = [f"P={p}" for p in ranks] + ["20 steps", "checkpoint"]
+    if any("export" in row.cells for row in table):
+        columns.append("export")
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, device {args.device}, float32, S = {SEQ}. "
           "P columns: relative error of the loss, and of the worst gradient (limit 1e-5);\n"
           "20 steps, checkpoint: largest difference of a loss (limit 1e-4).\n")

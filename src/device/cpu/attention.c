@@ -1,43 +1,100 @@
 /* attention.c - attention on the cpu device: the mask description of the node becomes kern_attn_params. */
 #include "device/cpu/cpu.h"
+#include "device/cpu/vec.h"
 
 #include <math.h>
 
-enum { MAX_SIDE = 8 };
+enum { MAX_SIDE = 24 };
 
-/* Side operands that the kernel has no field for: padding, masks and biases as data, documents of odd strides. */
+/* Side operands that the kernel has no field for: padding, masks and biases as data, slopes per batch row. */
 typedef struct side_data {
     const tensor *t;
-    char role;   /* 'k'eep or 'm'ask: hide where 0; 'b'ias: add; 'a'libi: add slope * distance */
-    int axis[4]; /* 0 b, 1 h, 2 q, 3 k, of each dimension */
+    char role;         /* 'k'eep or 'm'ask: hide where 0; 'b'ias: add; 'a'libi: add slope * distance */
+    int64_t stride[4]; /* by b, h, q, k; 0 where it broadcasts */
 } side_data;
 
 typedef struct bias_data {
     side_data side[MAX_SIDE];
     int n;
     int64_t q_offset, ahead;
+    kern_attn_formula formula;
 } bias_data;
+
+/* Element i as what is added to a score: of a bias itself, of a mask 0 or -inf. */
+INLINE float element(const side_data *y, int64_t i) {
+    const void *x = y->t->data;
+    switch (y->t->type) {
+    case DT_F32:
+        return ((const float *)x)[i];
+    case DT_BF16:
+        return bf16_get(((const uint16_t *)x)[i]);
+    case DT_BOOL:
+        return ((const uint8_t *)x)[i] ? 0 : -INFINITY;
+    default:
+        return (float)ref_get(y->t, i);
+    }
+}
+
+/* n <= VL neighbours from element i on. */
+INLINE vf neighbours(dtype t, const void *x, int64_t i, int64_t n) {
+    if (t == DT_BOOL) {
+        uint8_t flag[VL] = {0};
+        vf v;
+        memcpy(flag, (const uint8_t *)x + i, (size_t)n);
+        for (int k = 0; k < VL; k++) v[k] = flag[k] ? 0 : -INFINITY;
+        return v;
+    }
+    return n == VL ? vget(t == DT_BF16, x, i) : vget_n(t == DT_BF16, x, i, n, 0);
+}
+
+/* Adds a tile of data whose keys are neighbours: rows are loaded as vectors and transposed to the tile's order. */
+INLINE void add_rows(dtype t, const void *x, int64_t base, int64_t row, int64_t nq, int64_t nk, float *s, int64_t ld) {
+    for (int64_t i = 0; i < nq; i += VL)
+        for (int64_t j = 0; j < nk; j += VL) {
+            vf r[VL];
+            int64_t rows = min64(VL, nq - i), n = min64(VL, nk - j);
+            for (int64_t k = 0; k < VL; k++) r[k] = k < rows ? neighbours(t, x, base + (i + k) * row + j, n) : vset(0);
+            vtranspose(r);
+            for (int64_t k = 0; k < n; k++) {
+                float *to = s + (j + k) * ld + i;
+                vst(to, vld(to) + r[k]);
+            }
+        }
+}
+
+static void add_side(const side_data *y, int64_t base, int64_t nq, int64_t nk, float *s, int64_t ld) {
+    const int64_t sq = y->stride[2], sk = y->stride[3];
+    const dtype t = y->t->type;
+    if (sq == 0) { /* the same for every query */
+        for (int64_t j = 0; j < nk; j++) {
+            vf v = vset(element(y, base + j * sk));
+            for (int64_t i = 0; i < nq; i += VL) vst(s + j * ld + i, vld(s + j * ld + i) + v);
+        }
+    } else if (sk == 1 && t == DT_F32) {
+        add_rows(DT_F32, y->t->data, base, sq, nq, nk, s, ld);
+    } else if (sk == 1 && t == DT_BF16) {
+        add_rows(DT_BF16, y->t->data, base, sq, nq, nk, s, ld);
+    } else if (sk == 1 && t == DT_BOOL) {
+        add_rows(DT_BOOL, y->t->data, base, sq, nq, nk, s, ld);
+    } else {
+        for (int64_t j = 0; j < nk; j++)
+            for (int64_t i = 0; i < nq; i++) s[j * ld + i] += element(y, base + i * sq + j * sk);
+    }
+}
 
 static void apply(void *ctx, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t k0, int64_t nk, float *s,
                   int64_t ld) {
     const bias_data *d = ctx;
     for (int x = 0; x < d->n; x++) {
         const side_data *y = &d->side[x];
-        int64_t stride[4] = {0};
-        for (int i = 0; i < y->t->rank; i++)
-            if (y->t->dim[i] != 1) stride[y->axis[i]] = y->t->stride[i];
-        int64_t base = b * stride[0] + h * stride[1];
+        int64_t base = b * y->stride[0] + h * y->stride[1] + q0 * y->stride[2] + k0 * y->stride[3];
+        if (y->role != 'a') {
+            add_side(y, base, nq, nk, s, ld);
+            continue;
+        }
+        float slope = element(y, base);
         for (int64_t j = 0; j < nk; j++)
-            for (int64_t i = 0; i < nq; i++) {
-                double v = ref_get(y->t, base + (q0 + i) * stride[2] + (k0 + j) * stride[3]);
-                float *e = &s[j * ld + i];
-                if (y->role == 'b')
-                    *e += (float)v;
-                else if (y->role == 'a')
-                    *e += (float)(v * (double)(k0 + j - (d->q_offset + q0 + i)));
-                else if (v == 0)
-                    *e = -INFINITY;
-            }
+            for (int64_t i = 0; i < nq; i++) s[j * ld + i] += slope * (float)(k0 + j - (d->q_offset + q0 + i));
     }
     for (int64_t j = 0; d->ahead && j < nk; j++)
         for (int64_t i = 0; i < nq; i++)
@@ -47,6 +104,7 @@ static void apply(void *ctx, int64_t b, int64_t h, int64_t q0, int64_t nq, int64
 static kern_attn_params params(const dev_call *c, int first, bias_data *data) {
     const ir_node *n = c->node;
     kern_attn_params p = kern_attn_defaults((float)ir_float(n, "scale", 1));
+    int nq = 0, nk = 0;
     p.causal = ir_int(n, "causal", 0) != 0;
     p.q_offset = c->offset;
     if (ir_int(n, "kv_valid", 0)) p.kv_valid = ir_int(n, "kv_valid", 0);
@@ -58,15 +116,30 @@ static kern_attn_params params(const dev_call *c, int first, bias_data *data) {
         const tensor *t = &c->in[i];
         ASSERT(side && roles && data->n < MAX_SIDE);
         side_data y = {.t = t, .role = roles[0]};
-        for (int d = 0; d < t->rank; d++, side++)
-            y.axis[d] = *side == 'b' ? 0 : *side == 'h' ? 1 : *side == 'q' ? 2 : 3;
+        for (int d = 0; d < t->rank; d++, side++) {
+            int axis = *side == 'b' ? 0 : *side == 'h' ? 1 : *side == 'q' ? 2 : 3;
+            if (t->dim[d] != 1) y.stride[axis] = t->stride[d];
+        }
         while (*side == ' ') side++;
         if (strncmp(roles, "doc", 3) == 0) { /* i64 (B|1, rows), rows contiguous: build.c sees to it */
-            int64_t bs = t->dim[0] == 1 ? 0 : t->stride[0];
             if (roles[3] == 'q')
-                p.doc_q = t->data, p.doc_q_bs = bs;
+                p.doc_q = t->data, p.doc_q_bs = y.stride[0];
             else
-                p.doc_k = t->data, p.doc_k_bs = bs;
+                p.doc_k = t->data, p.doc_k_bs = y.stride[0];
+        } else if (y.role == 'f') {
+            bool q = roles[1] == 'q';
+            kern_attn_vector v = {t->data, y.stride[0], y.stride[1], y.stride[q ? 2 : 3]};
+            if (q)
+                data->formula.q[nq++] = v;
+            else
+                data->formula.k[nk++] = v;
+        } else if (y.role == 'r') {
+            const int64_t *rng = t->data; /* seed, draw, off */
+            p.drop = (kern_attn_dropout){.p = rng[2] ? 0 : ir_float(n, "drop_p", 0),
+                                         .node = (uint32_t)ir_int(n, "drop_id", 0),
+                                         .seed = (uint64_t)rng[0],
+                                         .draw = (uint64_t)rng[1],
+                                         .head_offset = c->head_offset};
         } else if (y.role == 'a' && t->rank == 1 && t->type == DT_F32 && t->stride[0] == 1) {
             p.alibi = t->data;
         } else {
@@ -78,6 +151,12 @@ static kern_attn_params params(const dev_call *c, int first, bias_data *data) {
     if (data->n || data->ahead) {
         p.bias = apply;
         p.bias_ctx = data;
+    }
+    if (nq) {
+        bool parsed = ir_formula_parse(ir_str(n, "formula"), nq, &data->formula.code) == SP_OK;
+        ASSERT(parsed && nq == nk); /* the verifier saw it */
+        data->formula.pairs = nq;
+        if (data->formula.code.n) p.formula = &data->formula;
     }
     return p;
 }

@@ -1,6 +1,8 @@
 /* attn.c - the parts of attention that forward and backward share; see attn.h. */
 #include "device/cpu/attn.h"
 
+#include "device/philox.h"
+
 void attn_check(const attn *a, const tensor *t, int64_t s, int64_t heads, dtype type) {
     ASSERT(t->rank == 4 && t->type == type);
     ASSERT(t->dim[0] == a->B && t->dim[1] == s && t->dim[2] == heads && t->dim[3] == a->D);
@@ -25,7 +27,7 @@ void attn_init(attn *a, const tensor *q, const tensor *k, const kern_attn_params
     ASSERT((p->doc_q != NULL) == (p->doc_k != NULL));
     a->kv = max64(0, min64(a->Sk, p->kv_valid));
     a->natural = p->softcap > 0 || p->bias;
-    a->pairs = a->bf && VEC_PAIRS;
+    a->pairs = a->bf && VEC_PAIRS && p->drop.p == 0;
     a->qscale = a->natural ? p->scale : p->scale * ATTN_LOG2E;
 }
 
@@ -64,37 +66,142 @@ void attn_documents(attn *a, void *mem) {
     a->doc_max = greatest;
 }
 
-void attn_range(const attn *a, int64_t b, int64_t q0, int64_t nq, int64_t *lo, int64_t *hi) {
+/* Least and greatest number of each pair's vectors over n rows from r0 on. */
+static void vector_ranges(const kern_attn_vector *v, int pairs, int64_t b, int64_t h, int64_t r0, int64_t n,
+                          int64_t *least, int64_t *greatest) {
+    for (int p = 0; p < pairs; p++) {
+        const int64_t *x = v[p].at + b * v[p].bs + h * v[p].hs + r0 * v[p].s;
+        least[p] = greatest[p] = x[0];
+        for (int64_t i = 1; v[p].s && i < n; i++) {
+            least[p] = min64(least[p], x[i * v[p].s]);
+            greatest[p] = max64(greatest[p], x[i * v[p].s]);
+        }
+    }
+}
+
+/* Cuts off the keys at both ends for which the formula is false for all of the queries. */
+static void formula_range(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t *lo, int64_t *hi) {
+    const kern_attn_formula *f = a->p->formula;
+    int64_t q_min[FORMULA_PAIRS], q_max[FORMULA_PAIRS], k_min[FORMULA_PAIRS], k_max[FORMULA_PAIRS];
+    vector_ranges(f->q, f->pairs, b, h, q0, nq, q_min, q_max);
+    for (int end = 0; end < 2; end++)
+        while (*lo < *hi) {
+            int64_t cut = 0;
+            for (int size = ATTN_DOC_RUN; !cut && size >= DOC_BLOCK; size /= ATTN_DOC_RUN / DOC_BLOCK) {
+                int64_t n = min64(end ? (*hi - 1) % size + 1 : size - *lo % size, *hi - *lo);
+                vector_ranges(f->k, f->pairs, b, h, end ? *hi - n : *lo, n, k_min, k_max);
+                if (ir_formula_range(&f->code, q_min, q_max, k_min, k_max) == 0) cut = n;
+            }
+            if (!cut) break;
+            if (end)
+                *hi -= cut;
+            else
+                *lo += cut;
+        }
+}
+
+/* Hides what the formula hides; tiles that are wholly visible or hidden are not looked at element by element. */
+static void formula_scores(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t k0, int64_t nk,
+                           float *s, int64_t ld) {
+    const kern_attn_formula *f = a->p->formula;
+    int64_t q_min[FORMULA_PAIRS], q_max[FORMULA_PAIRS], k_min[FORMULA_PAIRS], k_max[FORMULA_PAIRS];
+    vector_ranges(f->q, f->pairs, b, h, q0, nq, q_min, q_max);
+    vector_ranges(f->k, f->pairs, b, h, k0, nk, k_min, k_max);
+    int known = ir_formula_range(&f->code, q_min, q_max, k_min, k_max);
+    if (known == 1) return;
+    ASSERT(nq <= ATTN_LANES);
+    int64_t q[FORMULA_PAIRS][ATTN_LANES];
+    for (int p = 0; p < f->pairs; p++)
+        for (int64_t i = 0; i < nq; i++) q[p][i] = f->q[p].at[b * f->q[p].bs + h * f->q[p].hs + (q0 + i) * f->q[p].s];
+    for (int64_t j = 0; j < nk; j++) {
+        uint8_t see[FORMULA_DEPTH + 1][ATTN_LANES];
+        int top = 0;
+        for (int c = 0; c < f->code.n; c++) {
+            int p = f->code.pair[c];
+            if (f->code.op[c] >= FORMULA_AND) {
+                uint8_t *x = see[top - 2], *y = see[top - 1];
+                if (f->code.op[c] == FORMULA_AND)
+                    for (int64_t i = 0; i < nq; i++) x[i] &= y[i];
+                else
+                    for (int64_t i = 0; i < nq; i++) x[i] |= y[i];
+                top--;
+                continue;
+            }
+            int64_t k = f->k[p].at[b * f->k[p].bs + h * f->k[p].hs + (k0 + j) * f->k[p].s];
+            uint8_t *x = see[top++];
+            if (f->code.op[c] == FORMULA_GE)
+                for (int64_t i = 0; i < nq; i++) x[i] = q[p][i] >= k;
+            else if (f->code.op[c] == FORMULA_EQ)
+                for (int64_t i = 0; i < nq; i++) x[i] = q[p][i] == k;
+            else
+                for (int64_t i = 0; i < nq; i++) x[i] = q[p][i] != k;
+        }
+        for (int64_t i = 0; i < nq; i++) s[j * ld + i] = see[0][i] ? s[j * ld + i] : -INFINITY;
+    }
+}
+
+/* Philox4x32-10 (philox.h) for a vector of queries at a time. */
+void attn_keep(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t lanes, int64_t block,
+               float keep[4][ATTN_LANES]) {
+    const kern_attn_dropout *d = &a->p->drop;
+    const uint32_t least = philox_threshold(d->p);
+    const float factor = d->p < 1 ? (float)(1 / (1 - d->p)) : 0;
+    for (int64_t i0 = 0; i0 < lanes; i0 += VL) {
+        uint32_t c[4][VL], k0 = (uint32_t)d->seed, k1 = (uint32_t)(d->seed >> 32) ^ d->node;
+        for (int i = 0; i < VL; i++) {
+            c[0][i] = (uint32_t)block;
+            c[1][i] = (uint32_t)(a->p->q_offset + q0 + i0 + i);
+            c[2][i] = (uint32_t)b << 16 | (uint32_t)(d->head_offset + h);
+            c[3][i] = (uint32_t)d->draw;
+        }
+        for (int round = 0; round < 10; round++) {
+            for (int i = 0; i < VL; i++) {
+                uint64_t p0 = (uint64_t)0xD2511F53u * c[0][i], p1 = (uint64_t)0xCD9E8D57u * c[2][i];
+                c[0][i] = (uint32_t)(p1 >> 32) ^ c[1][i] ^ k0;
+                c[2][i] = (uint32_t)(p0 >> 32) ^ c[3][i] ^ k1;
+                c[1][i] = (uint32_t)p1;
+                c[3][i] = (uint32_t)p0;
+            }
+            k0 += 0x9E3779B9u;
+            k1 += 0xBB67AE85u;
+        }
+        for (int k = 0; k < 4; k++)
+            for (int i = 0; i < VL; i++) keep[k][i0 + i] = c[k][i] >> 8 >= least ? factor : 0;
+    }
+}
+
+void attn_range(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t *lo, int64_t *hi) {
     const kern_attn_params *p = a->p;
-    int64_t l = max64(*lo, 0), h = min64(*hi, a->kv);
+    int64_t l = max64(*lo, 0), r = min64(*hi, a->kv);
     int64_t first = p->q_offset + q0, last = first + nq - 1;
-    if (p->causal) h = min64(h, last + 1);
+    if (p->causal) r = min64(r, last + 1);
     if (p->window > 0) l = max64(l, first - p->window + 1);
-    if (p->doc_q && l < h) {
+    if (p->doc_q && l < r) {
         int64_t dl, dh;
         const int64_t *dk = p->doc_k + b * p->doc_k_bs;
         doc_minmax(p->doc_q + b * p->doc_q_bs + q0, nq, &dl, &dh);
         const int64_t runs = ceil_div(a->Sk, ATTN_DOC_RUN);
         const int64_t *least = a->doc_min + b * runs, *greatest = a->doc_max + b * runs;
-        while (l < h) {
-            int64_t n = min64(DOC_BLOCK - l % DOC_BLOCK, h - l), run = l / ATTN_DOC_RUN;
+        while (l < r) {
+            int64_t n = min64(DOC_BLOCK - l % DOC_BLOCK, r - l), run = l / ATTN_DOC_RUN;
             if (greatest[run] < dl || least[run] > dh)
-                n = min64(ATTN_DOC_RUN - l % ATTN_DOC_RUN, h - l);
+                n = min64(ATTN_DOC_RUN - l % ATTN_DOC_RUN, r - l);
             else if (!doc_apart(dk + l, n, dl, dh))
                 break;
             l += n;
         }
-        while (l < h) {
-            int64_t n = min64((h - 1) % DOC_BLOCK + 1, h - l), run = (h - 1) / ATTN_DOC_RUN;
+        while (l < r) {
+            int64_t n = min64((r - 1) % DOC_BLOCK + 1, r - l), run = (r - 1) / ATTN_DOC_RUN;
             if (greatest[run] < dl || least[run] > dh)
-                n = min64((h - 1) % ATTN_DOC_RUN + 1, h - l);
-            else if (!doc_apart(dk + h - n, n, dl, dh))
+                n = min64((r - 1) % ATTN_DOC_RUN + 1, r - l);
+            else if (!doc_apart(dk + r - n, n, dl, dh))
                 break;
-            h -= n;
+            r -= n;
         }
     }
+    if (p->formula) formula_range(a, b, h, q0, nq, &l, &r);
     *lo = l;
-    *hi = max64(l, h);
+    *hi = max64(l, r);
 }
 
 /* Softcap, ALiBi and bias on scores in natural units; leaves log2 units. */
@@ -161,6 +268,7 @@ void attn_scores(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, in
             for (int64_t j = 0; j < nk; j++)
                 for (int64_t i = 0; i < nq; i++) s[j * ld + i] = dq[i] == dk[j] ? s[j * ld + i] : -INFINITY;
     }
+    if (p->formula) formula_scores(a, b, h, q0, nq, k0, nk, s, ld);
 }
 
 /* ---- packing ----------------------------------------------------------------------------------- */

@@ -35,14 +35,19 @@ void attn_check(const attn *a, const tensor *t, int64_t s, int64_t heads, dtype 
 void attn_documents(attn *a, void *mem);
 int64_t attn_documents_bytes(int64_t B, int64_t Sk);
 
-/* The keys [*lo, *hi) outside of which no query of rows [q0, q0+nq) sees anything, by causality, window, padding and
- * the documents at both ends; *lo == *hi when there is none. Starts from the given [*lo, *hi). */
-void attn_range(const attn *a, int64_t b, int64_t q0, int64_t nq, int64_t *lo, int64_t *hi);
+/* The keys [*lo, *hi) outside of which no query of rows [q0, q0+nq) of head h sees anything, by causality, window,
+ * padding, and documents and formula at both ends; *lo == *hi when there is none. Starts from the given [*lo, *hi). */
+void attn_range(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t *lo, int64_t *hi);
 
 /* Turns raw products s[j*ld + i] (query q0+i, i < lanes of which nq are rows; key k0+j, j < nk) into scores in units of
  * log2, hidden ones -inf. deriv, when not NULL, receives d(score)/d(scaled product) of softcap at the same places. */
 void attn_scores(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t lanes, int64_t k0, int64_t nk,
                  float *s, int64_t ld, float *deriv);
+
+/* What dropout multiplies the weights of queries [q0, q0+lanes) for keys 4*block .. 4*block+3 by: keep[k][i]. */
+enum { ATTN_LANES = 128 };
+void attn_keep(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t lanes, int64_t block,
+               float keep[4][ATTN_LANES]);
 
 /* dst[i*Dp + d] = src[i*stride + d], 0 for d in [D, Dp). */
 void attn_pack_rows(bool bf, const void *src, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *dst);

@@ -158,6 +158,24 @@ static void load_rows(const job *t, const scratch *w, int64_t b, int64_t h, int6
     }
 }
 
+/* With dropout m = 0 or 1/(1-p) of each weight, dV takes m P and dS = P (m dP - delta): s becomes m P, ds becomes dS. */
+static void dropped_weights(const attn *a, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t lanes,
+                            int64_t k0, int64_t n, const float *cap) {
+    float keep[4][ATTN_LANES];
+    for (int64_t k = k0 - k0 % 4; k < k0 + n; k += 4) {
+        attn_keep(a, b, h, q0, lanes, k / 4, keep);
+        for (int64_t j = max64(k, k0); j < min64(k + 4, k0 + n); j++)
+            for (int64_t i = 0; i < lanes; i += VL) {
+                const int64_t x = (j - k0) * BQ + i;
+                vf m = vld(keep[j - k] + i), p = vexp2(vld(w->s + x) - vld(w->lse + i));
+                vf ds = p * (vld(w->ds + x) * m - vld(w->delta + i));
+                if (cap) ds *= vld(cap + x);
+                vst(w->s + x, p * m);
+                vst(w->ds + x, ds);
+            }
+    }
+}
+
 /* One query tile of head h against keys [lo, hi) of the block from key k0 on: adds to dK and dV, leaves dS in w->ds. */
 static void tile(const job *t, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t k0, int64_t lo,
                  int64_t hi) {
@@ -177,7 +195,8 @@ static void tile(const job *t, const scratch *w, int64_t b, int64_t h, int64_t q
     }
     float *cap = a->p->softcap > 0 ? w->cap : NULL;
     attn_scores(a, b, h, q0, nq, lanes, lo, n, w->s, BQ, cap);
-    for (int64_t i = 0; i < lanes; i += VL) {
+    if (a->p->drop.p > 0) dropped_weights(a, w, b, h, q0, lanes, lo, n, cap);
+    for (int64_t i = 0; i < lanes && a->p->drop.p == 0; i += VL) {
         vf lse = vld(w->lse + i), dl = vld(w->delta + i);
         for (int64_t j = 0; j < n; j++) {
             vf p = vexp2(vld(w->s + j * BQ + i) - lse);
@@ -306,7 +325,7 @@ static void block(const job *t, const scratch *w, int64_t unit, int64_t j) {
         for (int64_t i = 0; i < x->tiles; i++) {
             const int64_t h = hkv * x->group + g, q0 = i * BQ, nq = min64(BQ, a->Sq - q0), step = g * x->tiles + i;
             int64_t lo = k0, hi = k0 + nk;
-            attn_range(a, b, q0, nq, &lo, &hi);
+            attn_range(a, b, h, q0, nq, &lo, &hi);
             if (lo < hi) {
                 if (a->pairs) {
                     const int64_t seen0 = lo, seen1 = hi;

@@ -83,6 +83,19 @@ INLINE void softmax_step(bool pairs, int64_t n, float *s, float *max, float *sum
     }
 }
 
+/* Dropout of the weights s of keys [k0, k0+n), after softmax took its sums. */
+static void drop_weights(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t k0, int64_t n, float *s) {
+    float keep[4][ATTN_LANES];
+    for (int64_t k = k0 - k0 % 4; k < k0 + n; k += 4) {
+        attn_keep(a, b, h, q0, MICRO_LANES, k / 4, keep);
+        for (int64_t j = max64(k, k0); j < min64(k + 4, k0 + n); j++)
+            for (int64_t i = 0; i < MICRO_LANES; i += VL) {
+                float *x = s + (j - k0) * MICRO_LANES + i;
+                vst(x, vld(x) * vld(keep[j - k] + i));
+            }
+    }
+}
+
 /* One panel against keys [lo, hi) whose tile is packed from key t0 on. */
 static void panel_step(const attn *a, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t nq, int panel,
                        int64_t t0, int64_t lo, int64_t hi) {
@@ -94,6 +107,7 @@ static void panel_step(const attn *a, const scratch *w, int64_t b, int64_t h, in
         micro_rows(n, MICRO_NV, D, w->k + (lo - t0) * Dp, Dp, 1, qt, L, s, L, MICRO_SET, NULL);
         attn_scores(a, b, h, q0, nq, L, lo, n, s, L, NULL);
         softmax_step(false, n, s, max, sum, w->factor);
+        if (a->p->drop.p > 0) drop_weights(a, b, h, q0, lo, n, s);
         micro_rows(D, MICRO_NV, n, w->v + (lo - t0) * Dp, 1, Dp, s, L, ot, L, MICRO_RESCALE, w->factor);
         return;
     }
@@ -142,7 +156,7 @@ static void block(const attn *a, const scratch *w, const tensor *q, const tensor
     for (int i = 0; i < panels; i++) {
         int64_t n = min64(L, nq - i * L);
         lo[i] = 0, hi[i] = a->Sk;
-        attn_range(a, b, q0 + i * L, n, &lo[i], &hi[i]);
+        attn_range(a, b, h, q0 + i * L, n, &lo[i], &hi[i]);
         if (lo[i] < hi[i]) from = min64(from, lo[i]), to = max64(to, hi[i]);
         pack_queries(a, w, attn_at(q, b, q0 + i * L, h), q->stride[1], n, w->qt + i * L * a->D);
     }
@@ -156,7 +170,8 @@ static void block(const attn *a, const scratch *w, const tensor *q, const tensor
         bool any = false;
         for (int i = 0; i < panels; i++) {
             plo[i] = max64(k0, lo[i]), phi[i] = min64(k1, hi[i]);
-            if (plo[i] < phi[i] && a->p->doc_q) attn_range(a, b, q0 + i * L, min64(L, nq - i * L), &plo[i], &phi[i]);
+            if (plo[i] < phi[i] && (a->p->doc_q || a->p->formula))
+                attn_range(a, b, h, q0 + i * L, min64(L, nq - i * L), &plo[i], &phi[i]);
             any |= plo[i] < phi[i];
         }
         if (!any) continue;

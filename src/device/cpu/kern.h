@@ -19,6 +19,7 @@
 #include "base/base.h"
 #include "device/adamw.h"
 #include "device/tensor.h"
+#include "ir/formula.h"
 
 /* Alignment of every workspace, in bytes. */
 enum { KERN_ALIGN = 64 };
@@ -31,6 +32,27 @@ enum { KERN_ALIGN = 64 };
  * its arguments alone, because backward calls it again. */
 typedef void (*kern_attn_bias)(void *ctx, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t k0, int64_t nk,
                                float *s, int64_t ld);
+
+/* A number for each row (a query or a key), by batch row and head; strides in elements, 0 where it does not depend. */
+typedef struct kern_attn_vector {
+    const int64_t *at;
+    int64_t bs, hs, s;
+} kern_attn_vector;
+
+/* Key j is visible to row i iff the formula is true of the vectors' numbers. */
+typedef struct kern_attn_formula {
+    ir_formula code;
+    int pairs;
+    kern_attn_vector q[FORMULA_PAIRS], k[FORMULA_PAIRS];
+} kern_attn_formula;
+
+/* Dropout of the weights: softmax's result is multiplied by 0 with probability p, else by 1/(1-p) (philox.h). */
+typedef struct kern_attn_dropout {
+    double p; /* 0: none */
+    uint32_t node;
+    uint64_t seed, draw;
+    int64_t head_offset; /* number of head 0; a row's number is its position, q_offset + i */
+} kern_attn_dropout;
 
 /* What scores become and which are visible: s = scale * <q, k>; softcap; ALiBi; bias; masks. A key is visible to a
  * query iff all of the masks given let it be. Start from kern_attn_defaults(). */
@@ -46,6 +68,8 @@ typedef struct kern_attn_params {
     const float *alibi;           /* (H): s += alibi[h] * (j - (q_offset + i)); NULL for none */
     kern_attn_bias bias;          /* NULL for none */
     void *bias_ctx;
+    const kern_attn_formula *formula; /* NULL for none */
+    kern_attn_dropout drop;
 } kern_attn_params;
 
 static inline kern_attn_params kern_attn_defaults(float scale) {

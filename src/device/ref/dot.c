@@ -1,6 +1,8 @@
 /* dot.c - reference kernels: products, rotary embedding, attention. Attention is the plain definition over one row of
  * scores at a time; it is the oracle for the blocked one. */
+#include "device/philox.h"
 #include "device/ref/ref.h"
+#include "ir/formula.h"
 
 #include <math.h>
 
@@ -67,11 +69,14 @@ sp_status ref_rope(dev_call *c) {
 typedef struct mask {
     const dev_call *c;
     const tensor *side[16];
-    char role[16];   /* d: docq, D: dock, k: keep, a: alibi, m: mask, b: bias */
+    char role[16];   /* d: docq, D: dock, f: fq, F: fk, k: keep, a: alibi, m: mask, b: bias, r: rng */
     int axis[16][4]; /* which of b, q, k, h each dimension is */
     int n;
     int64_t causal, window, ahead, valid;
     double scale, softcap;
+    ir_formula formula;
+    const int64_t *rng; /* seed, draw, off; NULL: no dropout */
+    double p;
 } mask;
 
 static mask mask_of(const dev_call *c, int first) {
@@ -82,15 +87,19 @@ static mask mask_of(const dev_call *c, int first) {
               .ahead = ir_int(n, "window_ahead", 0),
               .valid = ir_int(n, "kv_valid", 0),
               .scale = ir_float(n, "scale", 1),
-              .softcap = ir_float(n, "softcap", 0)};
+              .softcap = ir_float(n, "softcap", 0),
+              .p = ir_float(n, "drop_p", 0)};
     const char *side = ir_str(n, "side"), *roles = ir_str(n, "roles");
+    bool parsed = ir_formula_parse(ir_str(n, "formula"), FORMULA_PAIRS, &m.formula) == SP_OK;
+    ASSERT(parsed); /* the verifier saw it */
     for (int i = first; i < c->nin; i++, m.n++) {
         ASSERT(m.n < 16 && side && roles);
         m.side[m.n] = &c->in[i];
         for (int d = 0; d < c->in[i].rank; d++, side++)
             m.axis[m.n][d] = *side == 'b' ? 0 : *side == 'q' ? 1 : *side == 'k' ? 2 : 3;
         while (*side == ' ') side++;
-        m.role[m.n] = strncmp(roles, "docq", 4) == 0 ? 'd' : strncmp(roles, "dock", 4) == 0 ? 'D' : roles[0];
+        m.role[m.n] = strncmp(roles, "dock", 4) == 0 ? 'D' : strncmp(roles, "fk", 2) == 0 ? 'F' : roles[0];
+        if (m.role[m.n] == 'r') m.rng = c->in[i].data;
         while (*roles && *roles != ' ') roles++;
         while (*roles == ' ') roles++;
     }
@@ -108,6 +117,8 @@ static double side_at(const mask *m, int i, const int64_t *bqkh) {
 static double score(const mask *m, double s, int64_t b, int64_t q, int64_t k, int64_t h, double *slope) {
     int64_t bqkh[4] = {b, q, k, h}, i = q + m->c->offset;
     double docq = 0, dock = 0;
+    int64_t fq[FORMULA_PAIRS] = {0}, fk[FORMULA_PAIRS] = {0};
+    int nq = 0, nk = 0;
     *slope = 1;
     if (m->softcap > 0) {
         double t = tanh(s / m->softcap);
@@ -117,8 +128,16 @@ static double score(const mask *m, double s, int64_t b, int64_t q, int64_t k, in
     bool hidden = (m->causal && k > i) || (m->window && i - k >= m->window) || (m->ahead && k - i >= m->ahead) ||
                   (m->valid && k >= m->valid);
     for (int x = 0; x < m->n; x++) {
-        double v = side_at(m, x, bqkh);
+        double v = m->role[x] == 'r' ? 0 : side_at(m, x, bqkh);
         switch (m->role[x]) {
+        case 'f':
+            fq[nq++] = (int64_t)v;
+            break;
+        case 'F':
+            fk[nk++] = (int64_t)v;
+            break;
+        case 'r':
+            break;
         case 'd':
             docq = v;
             break;
@@ -135,7 +154,17 @@ static double score(const mask *m, double s, int64_t b, int64_t q, int64_t k, in
             hidden |= v == 0; /* keep, mask */
         }
     }
+    if (m->formula.n && !hidden) hidden = !ir_formula_at(&m->formula, fq, fk);
     return hidden || docq != dock ? -INFINITY : s;
+}
+
+/* What dropout multiplies a weight by. */
+static double kept(const mask *m, int64_t b, int64_t q, int64_t k, int64_t h) {
+    if (!m->rng || m->rng[2] || m->p == 0) return 1;
+    uint32_t node = (uint32_t)ir_int(m->c->node, "drop_id", 0);
+    uint32_t r = philox_attention((uint64_t)m->rng[0], (uint64_t)m->rng[1], node, b, h + m->c->head_offset,
+                                  q + m->c->offset, k);
+    return r >= philox_threshold(m->p) ? 1 / (1 - m->p) : 0;
 }
 
 static double qk(const tensor *q, const tensor *k, int64_t b, int64_t i, int64_t j, int64_t h, int64_t g) {
@@ -165,7 +194,8 @@ sp_status ref_attention(dev_call *c) {
                 double acc[1024] = {0};
                 ASSERT(D <= 1024);
                 for (int64_t j = 0; j < n && top > -INFINITY; j++) {
-                    double p = exp(score(&m, m.scale * qk(q, k, b, i, j, h, h / group), b, i, j, h, &slope) - l);
+                    double p = exp(score(&m, m.scale * qk(q, k, b, i, j, h, h / group), b, i, j, h, &slope) - l) *
+                               kept(&m, b, i, j, h);
                     int64_t va = b * v->stride[0] + j * v->stride[1] + h / group * v->stride[2];
                     for (int64_t d = 0; p != 0 && d < D; d++) acc[d] += p * ref_get(v, va + d * v->stride[3]);
                 }
@@ -199,12 +229,13 @@ sp_status ref_attention_grad(dev_call *c) {
                              ref_get(dy, AT(dy, b, i, h) + d * dy->stride[3]);
                 for (int64_t j = 0; j < k->dim[1]; j++) {
                     double p = exp(score(&m, m.scale * qk(q, k, b, i, j, h, g), b, i, j, h, &slope) - l), dp = 0;
+                    double keep = kept(&m, b, i, j, h);
                     if (p == 0) continue;
                     for (int64_t d = 0; d < D; d++)
                         dp += ref_get(dy, AT(dy, b, i, h) + d * dy->stride[3]) *
                               ref_get(v, AT(v, b, j, g) + d * v->stride[3]);
-                    double ds = p * (dp - delta) * slope * m.scale;
-                    add_row(dv, AT(dv, b, j, g), p, dy, AT(dy, b, i, h));
+                    double ds = p * (dp * keep - delta) * slope * m.scale;
+                    add_row(dv, AT(dv, b, j, g), p * keep, dy, AT(dy, b, i, h));
                     add_row(dq, AT(dq, b, i, h), ds, k, AT(k, b, j, g));
                     add_row(dk, AT(dk, b, j, g), ds, q, AT(q, b, i, h));
                 }
