@@ -26,7 +26,8 @@ What the archive holds and why:
 * One graph, one output: the mean loss over the labels that are not -100. Batch and sequence stay symbolic (unless
   --static), so that one file serves every length.
 * The model's code runs as it is, with its stock `sdpa` attention (`eager` where sdpa would drop a soft cap): nothing is
-  replaced or registered. Key-value caches are off. Every dropout probability is set to 0, and the program says which; autosp refuses active dropout.
+  replaced or registered. Key-value caches are off. Every dropout probability is set to 0, and the program says which,
+  unless --keep-dropout.
 * labels: "same" means that the graph shifts the labels by one position itself (Hugging Face's own loss) and that the data
   loader passes the input tokens again; "shifted" means that the loader passes the next tokens.
 * --no-weights never materialises the parameters: they are fake tensors (shapes without storage). Buffers such as
@@ -52,6 +53,13 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 # Text only: torch.export.load reads extra files as UTF-8. A binary tokenizer.model is copied from `--weights` by autosp.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
                    "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja")
+
+
+# Operators that PyTorch 2.13 traces but refuses to write, and what to use instead.
+UNSAVED = {"flex_attention": "use scaled_dot_product_attention with a mask computed from positions (transformers: "
+                             "--attn sdpa); autosp reads the mask from its arithmetic and never builds it",
+           "triton_kernel": "use the operator's PyTorch version instead of the Triton kernel",
+           "flat_apply": "a function mapped by torch.vmap over indices: write it with broadcasting"}
 
 
 def say(text):
@@ -128,7 +136,7 @@ def fake_parameters(mode):
 # ------------------------------------------------------------------------------------------------------------ the export
 
 def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefix="", dynamic=True, max_seq=None,
-                fake_mode=None, extra_files=None, strip=False):
+                fake_mode=None, extra_files=None, strip=False, keep_dropout=False):
     """Exports `module`, whose forward returns the mean loss, to the archive `path`; returns the ExportedProgram.
 
     example_inputs  name -> int64 tensor (batch, sequence): `input_ids`, `labels`, and if the forward takes them
@@ -138,9 +146,10 @@ def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefi
     dynamic         batch and sequence stay symbolic.
     max_seq         the longest sequence, for a module with a table of that many positions.
     fake_mode       the mode that owns the parameters if they are fake (see fake_parameters).
+    keep_dropout    leave dropout as it is (autosp draws its own random numbers); by default it is set to 0.
     strip           drop source locations and compress the graph: a small file, but errors cannot name your lines.
     """
-    for name in zero_dropout(module):
+    for name in () if keep_dropout else zero_dropout(module):
         say(f"export: dropout {name} set to 0")
     dims = {0: torch.export.Dim("batch", min=1, max=1 << 20), 1: torch.export.Dim("seq", min=2, max=max_seq or 1 << 30)}
     shapes = {name: dims for name in example_inputs} if dynamic else None
@@ -157,7 +166,13 @@ def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefi
     tied = tied_names(module)
     extra = {"autosp.json": json.dumps({"labels": labels, "weights_prefix": weights_prefix, "tied": tied})}
     extra.update(extra_files or {})
-    torch.export.save(program, path, extra_files=extra)
+    try:
+        torch.export.save(program, path, extra_files=extra)
+    except Exception as error:  # an operator that torch.export traces but cannot write
+        for name, advice in UNSAVED.items():
+            if name in str(error):
+                raise SystemExit(f"export: torch.export.save cannot write {name}; {advice}") from error
+        raise
     if strip:
         compress(path)
     return program
@@ -228,12 +243,12 @@ def broadcast_masks():
         masking_utils._vmap_for_bhqkv, masking_utils.TransformGetItemToIndex = kept
 
 
-def build_model(source, *, weights=True, dtype=None, attn="sdpa", fake_mode=None):
+def build_model(source, *, weights=True, dtype=None, attn="sdpa", fake_mode=None, keep_dropout=False):
     """The causal language model of a folder, a config.json or a config object. Random weights where there are none."""
     from transformers import AutoConfig, AutoModelForCausalLM
     folder = source if isinstance(source, str) and os.path.isdir(source) else None
     config = AutoConfig.from_pretrained(source) if isinstance(source, str) else source
-    for name in zero_dropout_config(config):
+    for name in () if keep_dropout else zero_dropout_config(config):
         say(f"export: dropout {name} set to 0")
     config.use_cache = False
     if attn == "sdpa" and getattr(config, "attn_logit_softcapping", None) is not None:
@@ -274,7 +289,8 @@ def export_huggingface(source, path, *, weights=True, labels="same", dtype=None,
 
     Returns the loss module and its ExportedProgram."""
     fake_mode = None if weights else FakeTensorMode(allow_non_fake_inputs=True)
-    model = build_model(source, weights=weights, dtype=dtype, attn=attn, fake_mode=fake_mode)
+    model = build_model(source, weights=weights, dtype=dtype, attn=attn, fake_mode=fake_mode,
+                        keep_dropout=options.get("keep_dropout", False))
     module = CausalLoss(model, labels)
     folder = source if isinstance(source, str) and os.path.isdir(source) else None
     return module, export_module(module, path, model.config, folder=folder, labels=labels, fake_mode=fake_mode, **options)
@@ -294,6 +310,7 @@ def main():
     parser.add_argument("--seq", type=int, default=32, help="of the example (default 32)")
     parser.add_argument("--max-seq", type=int, help="longest sequence, where the model's code has a limit")
     parser.add_argument("--static", action="store_true", help="fix batch and sequence at the example's sizes")
+    parser.add_argument("--keep-dropout", action="store_true", help="train with the model's own dropout (default: set to 0)")
     parser.add_argument("--strip", action="store_true", help="no source locations, compressed graph: a smaller file")
     args = parser.parse_args()
     if not args.static and min(args.batch, args.seq) < 2:
@@ -303,7 +320,7 @@ def main():
     _, program = export_huggingface(args.model, args.output, weights=not args.no_weights, labels=args.labels,
                                     dtype=DTYPES.get(args.dtype), attn=args.attn, batch=args.batch, seq=args.seq,
                                     position_ids=args.position_ids, dynamic=not args.static, max_seq=args.max_seq,
-                                    strip=args.strip)
+                                    strip=args.strip, keep_dropout=args.keep_dropout)
     count = sum(p.numel() for p in program.state_dict.values())
     say(f"export: wrote {args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB, {count / 1e6:.1f} M values, "
         f"{sum(1 for _ in program.graph.nodes)} nodes, labels {args.labels}" + (", no weights" if args.no_weights else ""))

@@ -53,6 +53,7 @@ typedef struct cli_options {
     bool json;
     const char *machine, *report, *after;
     const char *exchange, *save_policy, *tile_policy; /* --set shard.exchange, save.policy, tile.policy */
+    const char *mask_bytes;                           /* --set mask.bytes: a checked number; NULL: not given */
     const char *tile_bytes, *tile_rows; /* --set tile.bytes, tile.rows: checked numbers; NULL: not given */
     const char *break_rule;             /* --set shard.break; NULL: none */
 } cli_options;

@@ -15,7 +15,8 @@ sp_status cli_supported(const cli_options *o) {
 int64_t cli_ranks(const cli_options *o) { return o->mesh_seq ? o->mesh_seq : o->ranks; }
 
 train_setup cli_setup(const cli_options *o, int ranks, int threads) {
-    int64_t tile_bytes = 0;
+    int64_t tile_bytes = 0, mask_bytes = 0;
+    if (o->mask_bytes && parse_bytes(o->mask_bytes, &mask_bytes) != SP_OK) ASSERT(!"options.c checks it");
     if (o->tile_bytes && parse_bytes(o->tile_bytes, &tile_bytes) != SP_OK) ASSERT(!"options.c checks it");
     return (train_setup){.seq = o->seq,
                          .batch = o->batch,
@@ -26,6 +27,7 @@ train_setup cli_setup(const cli_options *o, int ranks, int threads) {
                          .exchange = o->exchange,
                          .save_policy = o->save_policy,
                          .tile_policy = o->tile_policy,
+                         .mask_bytes = mask_bytes,
                          .tile_bytes = tile_bytes,
                          .tile_rows = o->tile_rows ? strtoll(o->tile_rows, NULL, 10) : 0,
                          .break_rule = o->break_rule,

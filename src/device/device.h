@@ -24,10 +24,10 @@ typedef struct dev_call {
     axis_layout from, to;
     axis_layout tile; /* in a loop, dropout: how tiles cut the result; of how many this is which */
     int64_t tiles, tile_index;
-    int64_t offset; /* iota: the first index; attention: position of query row 0 among the keys */
+    int64_t offset;      /* iota: the first index; attention: position of query row 0 among the keys */
     int64_t head_offset; /* attention: number of query head 0 in the whole tensor */
-    int threads;    /* the team that runs it */
-    void *state;    /* the device's own, made by prepare */
+    int threads;         /* the team that runs it */
+    void *state;         /* the device's own, made by prepare */
 } dev_call;
 
 typedef sp_status dev_fn(dev_call *c);

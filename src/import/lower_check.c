@@ -64,13 +64,46 @@ static void complain(report *r, const pt2_node *n, const char *what) {
     vec_push(r->L->a, &r->list, p);
 }
 
-static double number(const pt2_arg *a, double absent) {
-    return !a || a->kind == PT2_NONE ? absent : a->kind == PT2_FLOAT ? a->f : (double)a->i;
-}
+/* What to change, by parts of the operator's name; the first that fits. */
+static const struct {
+    const char *part, *advice;
+} advices[] = {
+    {"higher_order.cond", "control flow that depends on data: compute both sides and choose with torch.where"},
+    {"higher_order.while_loop", "a loop that depends on data: give it a fixed number of turns"},
+    {"higher_order.flex_attention", "use torch.nn.functional.scaled_dot_product_attention with a mask computed from "
+                                    "positions; transformers: attn_implementation=\"sdpa\""},
+    {"triton_kernel", "use the operator's PyTorch version instead of the Triton kernel"},
+    {"checkpoint", "export without gradient checkpointing"},
+    {"higher_order.", "export the forward pass as plain PyTorch operators"},
+    {"int8pack", "quantised weights are not trained: load the model in float32 or bfloat16"},
+    {"int4pack", "quantised weights are not trained: load the model in float32 or bfloat16"},
+    {"quantize", "quantised weights are not trained: load the model in float32 or bfloat16"},
+    {"bitsandbytes", "quantised weights are not trained: load the model in float32 or bfloat16"},
+    {"torchao", "quantised weights are not trained: load the model in float32 or bfloat16"},
+    {"aten._scaled_mm", "quantised weights are not trained: load the model in float32 or bfloat16"},
+    {"aten._grouped_mm", "routed experts are not supported: export a dense model"},
+    {"aten.topk", "routed experts are not supported: export a dense model"},
+    {"aten.sort", "routing by sorted scores is not supported: export a dense model"},
+    {"aten.argsort", "routing by sorted scores is not supported: export a dense model"},
+    {"aten.bincount", "routed experts are not supported: export a dense model"},
+    {"aten.nonzero", "shapes that depend on data: multiply by a mask or use torch.where"},
+    {"aten.masked_select", "shapes that depend on data: multiply by a mask or use torch.where"},
+    {"aten.unique", "shapes that depend on data: multiply by a mask or use torch.where"},
+    {"aten.item", "a number read from data: keep it a tensor"},
+    {"aten._local_scalar_dense", "a number read from data: keep it a tensor"},
+    {"aten.batch_norm", "statistics over the batch; use LayerNorm or RMSNorm"},
+    {"aten._native_batch_norm", "statistics over the batch; use LayerNorm or RMSNorm"},
+    {"aten.rand", "random numbers; of dropout they are supported"},
+    {"aten.bernoulli", "random numbers; of dropout they are supported"},
+    {"aten.conv", "convolutions are not supported"},
+};
 
-/* The probability of an active dropout of attention's weights in N, else 0: the one dropout that is not supported. */
-static double attention_dropout(const pt2_node *n) {
-    return strstr(n->target, "scaled_dot_product") ? number(pt2_find_arg(n, "dropout_p"), 0) : 0;
+static const char *with_advice(arena *a, const char *name) {
+    for (size_t i = 0; i < sizeof advices / sizeof *advices; i++)
+        if (strstr(name, advices[i].part)) return arena_printf(a, "%s (%s)", name, advices[i].advice);
+    if (strncmp(name, "aten.", 5) != 0 && strstr(name, "."))
+        return arena_printf(a, "%s (not one of PyTorch's operators: use the plain PyTorch code of it)", name);
+    return name;
 }
 
 static void check_graph(report *r, const pt2_graph *pg) {
@@ -80,20 +113,12 @@ static void check_graph(report *r, const pt2_graph *pg) {
         const pt2_node *n = &pg->nodes[i];
         bool inplace;
         if (!live[i]) continue;
-        double p = attention_dropout(n);
-        if (p > 0)
-            complain(r, n,
-                     arena_printf(r->L->a,
-                                  "dropout of attention weights with probability %g (export with attention dropout 0)",
-                                  p));
         if (lo_is_region(n->target)) {
             for (int k = 0; k < n->n_in; k++)
                 if (n->in[k].arg.kind == PT2_GRAPH) check_graph(r, n->in[k].arg.graph);
         } else if (!lo_find_row(r->L, n->target, &inplace)) {
             const char *name = strncmp(n->target, "torch.ops.", 10) ? n->target : n->target + 10;
-            if (strstr(name, "checkpoint"))
-                name = arena_printf(r->L->a, "%s (export without gradient checkpointing)", name);
-            complain(r, n, name);
+            complain(r, n, with_advice(r->L->a, name));
         }
     }
     arena_free(scratch);

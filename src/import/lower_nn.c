@@ -66,6 +66,19 @@ static void rms_norm(lower *L, const lo_row *row) {
 
 /* ---- dropout --------------------------------------------------------------------------------------------- */
 
+/* The generator's state, an input of the graph, and the number of the next node that draws from it. */
+static ir_val generator(lower *L, int64_t *id) {
+    ir_val rng = -1;
+    *id = 0;
+    for (int i = 0; i < L->g->nodes.n; i++) {
+        const ir_node *n = &L->g->nodes.data[i];
+        if (n->op == OP_input && strcmp(ir_str(n, "name"), "rng") == 0) rng = n->out[0];
+        *id += n->op == OP_dropout || (n->op == OP_attention && ir_float(n, "drop_p", 0) > 0);
+    }
+    ir_type state = {.t = DT_I64, .rank = 1, .dim = {3}};
+    return rng >= 0 ? rng : lo_emit(L, OP_input, NULL, 0, ATTRS(A_S("name", "rng")), &state);
+}
+
 /* dropout(input, p, train): each active one draws from its own stream of one generator, the input `rng` */
 static void dropout(lower *L, const lo_row *row) {
     (void)row;
@@ -75,15 +88,8 @@ static void dropout(lower *L, const lo_row *row) {
         lo_return(L, 0, x);
         return;
     }
-    ir_val rng = -1;
-    int64_t id = 0;
-    for (int i = 0; i < L->g->nodes.n; i++) {
-        const ir_node *n = &L->g->nodes.data[i];
-        if (n->op == OP_input && strcmp(ir_str(n, "name"), "rng") == 0) rng = n->out[0];
-        id += n->op == OP_dropout;
-    }
-    ir_type state = {.t = DT_I64, .rank = 1, .dim = {3}};
-    if (rng < 0) rng = lo_emit(L, OP_input, NULL, 0, ATTRS(A_S("name", "rng")), &state);
+    int64_t id;
+    ir_val rng = generator(L, &id);
     lo_return(L, 0, lo_op2(L, OP_dropout, x, rng, ATTRS(A_F("p", p), A_I("id", id))));
 }
 
@@ -103,11 +109,12 @@ static void attention(lower *L, const lo_row *row) {
     /* one key head broadcasts; more than one, but fewer than query heads, must be asked for */
     if (t.dim[1] != tk.dim[1] && tk.dim[1] != 1 && !lo_bool(L, "enable_gqa", false))
         return lo_fail(L, "attention with fewer key than query heads, without enable_gqa");
-    ir_attr attr[5];
+    ir_attr attr[6];
     int n = 0;
+    const char *side = "", *roles = "";
     attr[n++] = A_F("scale", lo_float(L, "scale", 1 / sqrt((double)d)));
     if (lo_bool(L, "is_causal", false)) attr[n++] = A_I("causal", 1);
-    ir_val in[4] = {lo_swap(L, q, 1, 2), lo_swap(L, k, 1, 2), lo_swap(L, v, 1, 2)};
+    ir_val in[5] = {lo_swap(L, q, 1, 2), lo_swap(L, k, 1, 2), lo_swap(L, v, 1, 2)};
     int nin = 3;
     if (mask >= 0) {
         const ir_type m = *lo_type(L, mask);
@@ -118,8 +125,22 @@ static void attention(lower *L, const lo_row *row) {
         for (int i = 0; i < 4; i++)
             if (size[i] != 1 && size[i] != want[i]) return lo_fail(L, "an attention mask that does not fit the scores");
         in[nin++] = lo_reshape(L, m.t == DT_BOOL ? mask : lo_cast(L, mask, t.t), 4, size);
-        attr[n++] = A_S("side", "bhqk");
-        attr[n++] = A_S("roles", m.t == DT_BOOL ? "mask" : "bias");
+        side = "bhqk";
+        roles = m.t == DT_BOOL ? "mask" : "bias";
+    }
+    double p = lo_float(L, "dropout_p", 0);
+    if (p < 0 || p > 1) return lo_fail(L, "dropout with probability %g", p);
+    if (p > 0) {
+        int64_t id;
+        in[nin++] = generator(L, &id);
+        attr[n++] = A_F("drop_p", p);
+        attr[n++] = A_I("drop_id", id);
+        side = *side ? "bhqk r" : "r";
+        roles = !*roles ? "rng" : *roles == 'm' ? "mask rng" : "bias rng";
+    }
+    if (*side) {
+        attr[n++] = A_S("side", side);
+        attr[n++] = A_S("roles", roles);
     }
     ir_val o = lo_emit(L, OP_attention, in, nin, attr, n, NULL);
     lo_return(L, 0, lo_swap(L, o, 1, 2));

@@ -104,7 +104,8 @@ static bool parse_frame(const char *s, const char *end, frame *f) {
 }
 
 static bool inside_torch(const frame *f) {
-    return memmem(f->path, (size_t)f->path_len, "/torch/", 7) || (f->path_len >= 6 && !memcmp(f->path, "torch/", 6));
+    return memmem(f->path, (size_t)f->path_len, "/torch/", 7) || (f->path_len >= 6 && !memcmp(f->path, "torch/", 6)) ||
+           f->path[0] == '<'; /* generated code */
 }
 
 /* Read from the raw text: unescaping every node's traces would cost more than the rest of the import. */

@@ -1,5 +1,6 @@
-/* formula.c - see formula.h. A stack machine of at most FORMULA_DEPTH truth values; a formula that parses never runs out
- * of it. Ranges are compared as intervals (three-valued logic), which is exact for one comparison and careful beyond. */
+/* formula.c - see formula.h. A stack machine of at most FORMULA_DEPTH truth values; a formula that parses never runs
+ * out of it. Ranges are compared as intervals (three-valued logic), which is exact for one comparison and careful
+ * beyond. */
 #include "ir/formula.h"
 
 #include <stdlib.h>

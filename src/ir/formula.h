@@ -1,5 +1,5 @@
-/* formula.h - conditions on pairs (query, key) that attention evaluates per tile: and / or of comparisons of one integer
- * that belongs to the query with one that belongs to the key.
+/* formula.h - conditions on pairs (query, key) that attention evaluates per tile: and / or of comparisons of one
+ * integer that belongs to the query with one that belongs to the key.
  *
  * Text, in reverse Polish notation:   0>= 1== | 2!= &
  * N>=, N==, N!= compare side vectors pair N, its query vector on the left; & and | join the two results before them.

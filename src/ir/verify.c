@@ -136,8 +136,10 @@ static sp_status check_side(const ir_graph *g, const ir_node *n) {
     for (int i = n->op == OP_attention ? 3 : 6; i < n->nin; i++) {
         const ir_type *t = ir_typeof(g, n->in[i]);
         bool ints = *roles == 'd' || *roles == 'f' || *roles == 'r', flags = *roles == 'k' || *roles == 'm';
-        CHECK(ints ? t->t == DT_I64 : flags ? t->t == DT_BOOL : dtype_is_float(t->t), "%s: side operand %d is %s",
-              op_table[n->op].name, i, dtype_name(t->t));
+        CHECK(ints    ? t->t == DT_I64
+              : flags ? t->t == DT_BOOL
+                      : dtype_is_float(t->t),
+              "%s: side operand %d is %s", op_table[n->op].name, i, dtype_name(t->t));
         CHECK(*roles != 'r' || (t->rank == 1 && t->dim[0] == 3), "%s: the generator's state is not i64[3]",
               op_table[n->op].name);
         roles += strcspn(roles, " ");

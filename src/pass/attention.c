@@ -8,7 +8,8 @@
  * softmax dimension is the keys; of the dimensions that only the scores' query operand has, the one as long as the keys
  * is the query rows and the others are head groups; of the batch dimensions, those after the rows in the query operand
  * are heads. What was peeled off becomes `mask` and `bias` operands, which mask.c reads. A bias that depends on a
- * trainable parameter is left alone: attention gives it no gradient.
+ * trainable parameter is left alone: attention gives it no gradient. Dropout between softmax and product becomes an
+ * attribute of attention, with the same generator.
  */
 #include "pass/rewrite.h"
 
@@ -38,8 +39,8 @@ static bool fold_repeated(rw *r, const ir_node *n, ir_val *out) {
     ir_dim nk, nv;
     ir_val k = unrepeated(r, n->in[1], &nk), v = unrepeated(r, n->in[2], &nv);
     if (nk == 1 || nk != nv) return false;
-    ir_val in[16];
-    if (n->nin > 16) return false;
+    ir_val in[64];
+    if (n->nin > 64) return false;
     memcpy(in, n->in, sizeof *in * (size_t)n->nin);
     in[1] = k;
     in[2] = v;
@@ -266,11 +267,23 @@ typedef struct match {
     ir_node qk;       /* the scores' product */
     scores s;
     roles o;
+    double drop_p; /* dropout between softmax and product, 0: none; */
+    int64_t drop_id;
+    ir_val rng;
 } match;
 
 static bool match_scores(const rw *r, const ir_node *n, int ps, match *m) {
-    const ir_node *sm = rw_def(r, rw_uncast(r, n->in[ps]));
+    const ir_node *sm = rw_def(r, rw_uncast(r, n->in[ps])), *drop = NULL;
+    if (sm->op == OP_dropout) {
+        drop = sm;
+        sm = rw_def(r, rw_uncast(r, sm->in[0]));
+    }
     *m = (match){.n = n, .ps = ps, .vs = 1 - ps, .ks = -1, .kdim = (int)ir_int(sm, "dim", -1), .pv = numbers_of(n)};
+    if (drop) {
+        m->drop_p = ir_float(drop, "p", 0);
+        m->drop_id = ir_int(drop, "id", 0);
+        m->rng = drop->in[1];
+    }
     if (sm->op != OP_softmax || m->pv.nc != 1 || m->pv.c[ps][0] != m->kdim) return false;
     if (!peel(r, sm->in[0], &m->s) || !rw_dims_equal(rw_type(r, m->s.dot), rw_type(r, sm->in[0]))) return false;
     m->qk = *rw_def(r, m->s.dot);
@@ -368,7 +381,7 @@ static ir_val old_order(rw *r, const match *m, ir_val o) {
 static bool from_primitives(rw *r, const ir_node *n, ir_val *out) {
     for (int ps = 0; ps < 2; ps++) { /* softmax(scores) on either side */
         match m;
-        ir_val in[3 + MAX_PARTS], res[2];
+        ir_val in[4 + MAX_PARTS], res[2];
         char side[64] = "", role[64] = "";
         if (!match_scores(r, n, ps, &m)) continue;
         in[0] = query_or_key(r, &m, false);
@@ -376,24 +389,106 @@ static bool from_primitives(rw *r, const ir_node *n, ir_val *out) {
         in[2] = value_rows(r, &m);
         if (!fit_together(r, in[0], in[1], in[2])) continue;
         if (!side_operands(r, &m, in + 3, side, role, sizeof side)) continue;
-        ir_attr attr[5];
-        int na = 0;
+        ir_attr attr[7];
+        int na = 0, nside = m.s.n;
         attr[na++] = A_F("scale", m.s.scale);
         if (m.s.cap != 0) attr[na++] = A_F("softcap", m.s.cap);
         if (r->g->seq != r->g->seq_valid && rw_type(r, in[1])->dim[1] == r->g->seq)
             attr[na++] = A_I("kv_valid", r->g->seq_valid);
-        if (m.s.n) {
+        if (m.drop_p > 0) {
+            in[3 + nside] = m.rng;
+            strcat(side, nside ? " r" : "r");
+            strcat(role, nside++ ? " rng" : "rng");
+            attr[na++] = A_F("drop_p", m.drop_p);
+            attr[na++] = A_I("drop_id", m.drop_id);
+        }
+        if (nside) {
             attr[na++] = A_S("side", side);
             attr[na++] = A_S("roles", role);
         }
-        rw_emit(r, OP_attention, in, 3 + m.s.n, attr, na, NULL, res);
+        rw_emit(r, OP_attention, in, 3 + nside, attr, na, NULL, res);
         out[0] = old_order(r, &m, res[0]);
         return true;
     }
     return false;
 }
 
+/* ---- trained biases ---- */
+
+/* x (B, S, G, D) as (B, H, S, D), each head H / G times. */
+static ir_val by_head(rw *r, ir_val x, ir_dim heads) {
+    const ir_type t = *rw_type(r, x);
+    if (t.dim[2] != heads) {
+        ir_dim one[5] = {t.dim[0], t.dim[1], t.dim[2], 1, t.dim[3]}, many[5] = {0};
+        memcpy(many, one, sizeof one);
+        many[3] = dim_floordiv(r->g, heads, t.dim[2]);
+        ir_dim flat[4] = {t.dim[0], t.dim[1], heads, t.dim[3]};
+        x = rw_reshape(r, rw_expand(r, rw_reshape(r, x, 5, one), 5, many), 4, flat);
+    }
+    return rw_permute(r, x, (int[]){0, 2, 1, 3});
+}
+
+/* The general form: attention whose bias has a gradient becomes products and a softmax, with scores as a value. Takes
+ * what the importer makes: a mask or bias of four dimensions, causality, dropout. */
+static bool written_out(rw *r, const ir_node *n, ir_val *out) {
+    bool trained = false;
+    for (int i = 3; i < n->nin; i++) trained |= r->trainable.data[n->in[i]];
+    const char *what = ir_str(n, "roles");
+    if (!trained || ir_int(n, "window", 0) || ir_int(n, "window_ahead", 0) || ir_int(n, "kv_valid", 0)) return false;
+    const ir_type tq = *rw_type(r, n->in[0]), tk = *rw_type(r, n->in[1]);
+    ir_type ts = {tq.t, 4, {tq.dim[0], tq.dim[2], tq.dim[1], tk.dim[1]}}; /* scores */
+    ir_dim batch[2] = {0, 1}, last[1] = {3}, rows[1] = {2};
+    ir_val q = by_head(r, n->in[0], tq.dim[2]), k = by_head(r, n->in[1], tq.dim[2]),
+           v = by_head(r, n->in[2], tq.dim[2]);
+    ir_val s = rw_op2(r, OP_dot, q, k,
+                      ATTRS(A_D("lc", 1, last), A_D("rc", 1, last), A_D("lb", 2, batch), A_D("rb", 2, batch)));
+    double cap = ir_float(n, "softcap", 0), scale = ir_float(n, "scale", 1);
+    s = rw_op2(r, OP_mul, s, rw_splat(r, &ts, cap > 0 ? scale / cap : scale), NO_ATTRS);
+    if (cap > 0) s = rw_op2(r, OP_mul, rw_op1(r, OP_tanh, s, NO_ATTRS), rw_splat(r, &ts, cap), NO_ATTRS);
+    ir_val rng = -1, hidden = rw_splat(r, &ts, -INFINITY);
+    for (int i = 3; i < n->nin; i++) {
+        if (*what == 'r') {
+            rng = n->in[i];
+        } else {
+            if ((*what != 'm' && strncmp(what, "bias", 4) != 0) || rw_type(r, n->in[i])->rank != 4) return false;
+            ir_val x = rw_expand(r, n->in[i], 4, ts.dim);
+            if (*what == 'm')
+                s = rw_op3(r, OP_select, x, s, hidden, NO_ATTRS);
+            else
+                s = rw_op2(r, OP_add, s, x, NO_ATTRS);
+        }
+        what += strcspn(what, " ");
+        while (*what == ' ') what++;
+    }
+    if (ir_int(n, "causal", 0)) {
+        ir_type index = {DT_I64, 4, {1, 1, tq.dim[1], tk.dim[1]}};
+        ir_val at[2], one[IR_MAX_OUT];
+        for (int d = 0; d < 2; d++) {
+            bool seq = rw_is_seq(r, index.dim[2 + d]);
+            rw_emit(r, OP_iota, NULL, 0, ATTRS(A_I("dim", 2 + d), A_I("seq", seq)), &index, one);
+            at[d] = one[0];
+        }
+        ir_val see = rw_op2(r, OP_le, at[1], at[0], NO_ATTRS);
+        s = rw_op3(r, OP_select, rw_expand(r, see, 4, ts.dim), s, hidden, NO_ATTRS);
+    }
+    ir_val top = rw_op1(r, OP_rmax, s, ATTRS(A_D("dims", 1, last)));
+    ir_type rows_of = *rw_type(r, top);
+    rows_of.rank = 4;
+    rows_of.dim[3] = 1;
+    ir_val off = rw_op2(r, OP_sub, s, rw_expand(r, rw_reshape(r, top, 4, rows_of.dim), 4, ts.dim), NO_ATTRS);
+    ir_val sum = rw_op1(r, OP_sum, rw_op1(r, OP_exp, off, NO_ATTRS), ATTRS(A_D("dims", 1, last)));
+    out[1] = rw_op2(r, OP_add, top, rw_op1(r, OP_log, sum, NO_ATTRS), NO_ATTRS); /* as a rule, nobody reads it */
+    s = rw_op1(r, OP_softmax, s, ATTRS(A_I("dim", 3)));
+    if (rng >= 0)
+        s = rw_op2(r, OP_dropout, s, rng,
+                   ATTRS(A_F("p", ir_float(n, "drop_p", 0)), A_I("id", ir_int(n, "drop_id", 0))));
+    ir_val o = rw_op2(r, OP_dot, s, v,
+                      ATTRS(A_D("lc", 1, last), A_D("rc", 1, rows), A_D("lb", 2, batch), A_D("rb", 2, batch)));
+    out[0] = rw_permute(r, o, (int[]){0, 2, 1, 3});
+    return true;
+}
+
 bool rw_attention(rw *r, const ir_node *n, ir_val *out) {
-    if (n->op == OP_attention) return fold_repeated(r, n, out);
+    if (n->op == OP_attention) return written_out(r, n, out) || fold_repeated(r, n, out);
     return n->op == OP_dot && from_primitives(r, n, out);
 }

@@ -6,13 +6,15 @@
  * S is replaced by the next multiple of the sequence axis, so that every later pass sees even cuts; a little further
  * when a rank's rows are otherwise a number that tiles cannot divide (pass_tile_padding). The padding rows are inert:
  * the runtime gives them token 0 and the ignored label, positions made here become 0 where a table is read, `xent`
- * gives those no loss, and attention hides keys past the user's S (`kv_valid`). Where a graph would let padding into a
- * number - a sum or a softmax over the sequence that is not masked by labels - the length is refused by name rather
+ * gives those no loss, and attention (`kv_valid`) and softmax hide keys past the user's S. Where a graph would let
+ * padding into a number - a sum over the sequence that is not masked by labels - the length is refused by name rather
  * than computed wrongly.
  *
  * Requires: an imported or parsed graph. Keeps: node order. After it no size is symbolic.
  */
 #include "pass/pass.h"
+
+#include <math.h>
 
 typedef struct env {
     int64_t batch, seq;
@@ -103,6 +105,13 @@ static bool zero_at_padding(const ir_graph *g, ir_val v) {
     }
 }
 
+/* Is v zero along dimension `dim` past the user's S? Softmax over the sequence hides the padding (see bind_to). */
+static bool zero_past_end(const ir_graph *g, ir_val v, int dim) {
+    const ir_node *n = ir_def(g, v);
+    while (n->op == OP_cast || n->op == OP_copy || n->op == OP_dropout) n = ir_def(g, n->in[0]);
+    return n->op == OP_softmax && ir_int(n, "dim", 0) == dim;
+}
+
 /* Ops that would mix padding into real rows. */
 static sp_status check_padding(const ir_graph *g, const ir_node *n, int64_t seq, int ranks) {
     const ir_dim *dims;
@@ -113,10 +122,12 @@ static sp_status check_padding(const ir_graph *g, const ir_node *n, int64_t seq,
         for (int i = 0; i < k; i++) crosses |= mentions_seq(g, n->in[0], (int)dims[i]);
         if (n->op == OP_sum && zero_at_padding(g, n->in[0])) crosses = false;
     } else if (n->op == OP_dot) {
+        const ir_dim *rc;
         k = ir_dims(n, "lc", &dims);
-        for (int i = 0; i < k; i++) crosses |= mentions_seq(g, n->in[0], (int)dims[i]);
-    } else if (n->op == OP_softmax) {
-        crosses = mentions_seq(g, n->in[0], (int)ir_int(n, "dim", 0));
+        ir_dims(n, "rc", &rc);
+        for (int i = 0; i < k; i++)
+            crosses |= mentions_seq(g, n->in[0], (int)dims[i]) && !zero_past_end(g, n->in[0], (int)dims[i]) &&
+                       !zero_past_end(g, n->in[1], (int)rc[i]);
     }
     CHECK(!crosses,
           "a sequence of %lld must be padded for %d ranks, but %s%s%s reduces over the sequence where padding would "
@@ -157,6 +168,15 @@ static ir_val inert_ids(ir_graph *h, const ir_graph *g, ir_val old, ir_val ids, 
         ids = ir_op3(h, OP_select, real, ids, ir_fill_like(h, ids, 0), NO_ATTRS);
     }
     return ids;
+}
+
+/* x whose elements past the user's S along `dim` are -inf: softmax makes them 0. */
+static ir_val hide_padding(ir_graph *h, ir_val x, int dim, int64_t valid) {
+    ir_type t = *ir_typeof(h, x);
+    t.t = DT_I64;
+    ir_val row = ir_op0(h, OP_iota, &t, ATTRS(A_I("dim", dim), A_I("seq", 1)));
+    ir_val real = ir_op2(h, OP_lt, row, ir_fill_like(h, row, (double)valid), NO_ATTRS);
+    return ir_op3(h, OP_select, real, x, ir_fill_like(h, x, -INFINITY), NO_ATTRS);
 }
 
 static sp_status bind_to(const ir_graph *g, const pass_options *o, int64_t seq, ir_graph **out) {
@@ -200,6 +220,8 @@ static sp_status bind_to(const ir_graph *g, const pass_options *o, int64_t seq, 
         for (int k = 0; k < n->nin; k++) ins[k] = map[n->in[k]];
         if (op == OP_embedding) TRY(check_positions(g, n, o->seq));
         if (pads && op == OP_embedding && from_iota(g, n->in[1])) ins[1] = inert_ids(h, g, n->in[1], ins[1], o->seq);
+        int dim = (int)ir_int(n, "dim", 0);
+        if (pads && op == OP_softmax && mentions_seq(g, n->in[0], dim)) ins[0] = hide_padding(h, ins[0], dim, o->seq);
         TRY_NOTE(
             ir_emit_region(h, op, ins, n->nin, attr, nattr, n->nout ? types : NULL, n->nout, NULL, n->region, &first),
             "at B=%lld, S=%lld%s%s", (long long)o->batch, (long long)o->seq, n->src ? ", " : "", n->src ? n->src : "");

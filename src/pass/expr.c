@@ -354,6 +354,16 @@ static ex select_of(elem_ctx *c, dtype t, ex cond, ex a, ex b) {
             return ex_op(c, OP_or, t, x, 2);
         }
     }
+    /* a choice of choices between two results: and, or of the conditions */
+    const ex_node x = *ex_get(c, a), y = *ex_get(c, b);
+    if (y.kind == EX_OP && y.op == OP_select && (y.arg[1] == a || y.arg[2] == a)) {
+        ex any[2] = {cond, y.arg[1] == a ? y.arg[0] : ex_not(c, y.arg[0])};
+        return select_of(c, t, ex_op(c, OP_or, DT_BOOL, any, 2), a, y.arg[1] == a ? y.arg[2] : y.arg[1]);
+    }
+    if (x.kind == EX_OP && x.op == OP_select && (x.arg[1] == b || x.arg[2] == b)) {
+        ex all[2] = {cond, x.arg[2] == b ? x.arg[0] : ex_not(c, x.arg[0])};
+        return select_of(c, t, ex_op(c, OP_and, DT_BOOL, all, 2), x.arg[2] == b ? x.arg[1] : x.arg[2], b);
+    }
     ex arg[3] = {cond, a, b};
     return intern(c, (ex_node){.kind = EX_OP, .t = t, .op = OP_select, .n = 3, .arg = arg});
 }

@@ -16,6 +16,7 @@ typedef struct pass_options {
     int ranks;                   /* of the sequence axis; 1: not sharded */
     dtype compute;               /* DT_F32, DT_F64 or DT_BF16 */
     const char *exchange;        /* "auto", "a2a", "gather" (ring comes later) */
+    int64_t mask_bytes;          /* most that a mask kept as data may take, on all ranks together; 0: 64 MiB */
     const char *save_policy;     /* save.h; NULL: "budget" */
     const char *tile_policy;     /* "auto", "loss" (the loss head only), "off" */
     int tile_share;              /* a loop's working set: at most what crosses its border / this; 0: 8 */
@@ -35,6 +36,9 @@ sp_status pass_bind(const ir_graph *g, const pass_options *o, ir_graph **out) SP
 /* simplify.c: functional clean-up and patterns, to a fixed point: cancelled views, folded constants, CSE; norms,
  * rotary embedding, gated activations, attention with its mask as a description. Works before and after bind. */
 sp_status pass_simplify(const ir_graph *g, ir_graph **out) SP_NODISCARD;
+
+/* mask_data.c: refuses masks and biases that stayed data and are large; changes nothing. */
+sp_status pass_check_masks(const ir_graph *g, const pass_options *o) SP_NODISCARD;
 
 /* cast.c: the graph in another element type. */
 sp_status pass_cast(const ir_graph *g, const pass_options *o, ir_graph **out) SP_NODISCARD;

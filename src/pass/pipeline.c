@@ -47,9 +47,10 @@ sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_af
     RUN("simplify", pass_simplify(g, &g)); /* patterns; masks become descriptions; sizes still symbolic */
     RUN("bind", pass_bind(g, o, &g));      /* sizes become numbers; S padded to the ranks */
     RUN("fold", pass_simplify(g, &g));     /* again, with numbers */
-    RUN("cast", pass_cast(g, o, &g));      /* f64, or mixed bf16 */
-    RUN("shard", pass_shard(g, o, &g));    /* layouts and collectives */
-    RUN("diff", pass_diff(g, &g));         /* the joint graph */
+    TRY(pass_check_masks(g, o));
+    RUN("cast", pass_cast(g, o, &g));   /* f64, or mixed bf16 */
+    RUN("shard", pass_shard(g, o, &g)); /* layouts and collectives */
+    RUN("diff", pass_diff(g, &g));      /* the joint graph */
     pass_options chosen;
     TRY(pass_choose(g, o, &chosen)); /* how finely to tile under the budget */
     return pass_memory(g, &chosen, after, ctx, joint);

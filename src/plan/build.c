@@ -467,7 +467,8 @@ static sp_status lower_node(builder *b, const ir_node *n, const int *user, bool 
         for (int a = 0; a < b->g->mesh.naxes; a++) {
             axis_layout l = ir_layoutof(b->g, v)->axis[a];
             if (l.kind == LAYOUT_SHARD && l.dim == dim) i->rank_offset = ir_local_type(b->g, v).dim[dim];
-            if (n->op != OP_iota && l.kind == LAYOUT_SHARD && l.dim == 2) i->head_offset = ir_local_type(b->g, v).dim[2];
+            if (n->op != OP_iota && l.kind == LAYOUT_SHARD && l.dim == 2)
+                i->head_offset = ir_local_type(b->g, v).dim[2];
         }
     }
     if (b->o->workspace) {

@@ -14,6 +14,7 @@ sp_status train_options(const train_model *m, const train_setup *s, pass_options
                           .compute = s->compute,
                           .exchange = s->exchange,
                           .save_policy = s->save_policy,
+                          .mask_bytes = s->mask_bytes,
                           .tile_policy = s->tile_policy,
                           .tile_bytes = s->tile_bytes,
                           .tile_rows = s->tile_rows,

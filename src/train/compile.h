@@ -14,13 +14,13 @@ typedef struct train_setup {
     const char *device; /* "cpu", "ref" */
     int threads;        /* of one rank's kernels */
     const char *exchange, *save_policy, *tile_policy;
-    int64_t tile_bytes, tile_rows; /* pass_options */
-    const char *break_rule;        /* tests only: an op whose layout rule is wrong on purpose; NULL */
-    const char *machine;           /* what operators cost: a description (cost/cost.h); NULL: "cpu" */
-    int64_t memory;                /* bytes a rank; 0: no budget */
-    int64_t host_memory;           /* bytes a rank for values moved to the host; 0: none */
-    const char *host_dir;          /* where their file goes; NULL: TMPDIR */
-    bool optimizer;                /* the plan holds AdamW's moments */
+    int64_t mask_bytes, tile_bytes, tile_rows; /* pass_options */
+    const char *break_rule;                    /* tests only: an op whose layout rule is wrong on purpose; NULL */
+    const char *machine;                       /* what operators cost: a description (cost/cost.h); NULL: "cpu" */
+    int64_t memory;                            /* bytes a rank; 0: no budget */
+    int64_t host_memory;                       /* bytes a rank for values moved to the host; 0: none */
+    const char *host_dir;                      /* where their file goes; NULL: TMPDIR */
+    bool optimizer;                            /* the plan holds AdamW's moments */
 } train_setup;
 
 typedef struct train_compiled {

@@ -413,6 +413,47 @@ class Prefix(Masked):
         return super().forward(input_ids, labels, prefix_lengths=prefix_lengths)
 
 
+class RelativeBias(NanoGPT):
+    """T5's trained biases: a table of 32 buckets of distances, growing logarithmically, for each head; added to the scores, here
+    as sdpa's float mask with causality in it."""
+
+    def __init__(self, learned_slopes=False):
+        super().__init__()
+        self.table = None if learned_slopes else nn.Embedding(32, 4)
+        self.slopes = nn.Parameter(torch.tensor([0.5, 0.25, 0.125, 0.0625])) if learned_slopes else None
+
+    @staticmethod
+    def bucket(distance, exact=16, most=128):
+        far = exact + (torch.log(distance.clamp(min=1).float() / exact) / math.log(most / exact) * (32 - exact)).long()
+        return torch.where(distance < exact, distance, far.clamp(max=31))
+
+    def forward(self, input_ids, labels):
+        B, T = input_ids.shape
+        x = self.wte(input_ids) + self.wpe(torch.arange(T))
+        distance = torch.arange(T)[:, None] - torch.arange(T)[None, :]
+        if self.slopes is not None:  # ALiBi with trained slopes, beside a bool mask
+            bias = -self.slopes[:, None, None] * distance
+        else:
+            bias = self.table(self.bucket(distance.clamp(min=0))).permute(2, 0, 1)
+        bias = bias.masked_fill(distance < 0, float("-inf"))
+        for block in self.h:
+            q, k, v = block.c_attn(block.ln_1(x)).view(B, T, 3, block.heads, -1).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+            x = x + block.c_proj(y.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.ln_2(x))
+        return cross_entropy(self.lm_head(self.ln_f(x)), labels)
+
+
+class DataMask(Masked):
+    """A mask that is numbers: which tokens see which comes from products of their embeddings, whatever their positions."""
+
+    def forward(self, input_ids, labels):
+        like = F.embedding(input_ids, (self.wte.weight.detach() > 0).float() * 2 - 1)
+        seen = like @ like.transpose(1, 2) > -4
+        self.see = lambda q, k, ids: (k <= q) & (seen | (q == k))
+        return super().forward(input_ids, labels)
+
+
 def prefix(n):
     return lambda q, k, ids: (k <= q) | (k < n)
 
@@ -483,6 +524,9 @@ PLAIN = {
     "prefix-float": lambda: Case(Masked(prefix(20), "float"), max_seq=127),
     "prefix-product": lambda: Case(Masked(prefix(5), "product"), max_seq=127),
     "prefix-documents": lambda: Case(Masked(prefix_documents), max_seq=127),
+    "relative-bias": lambda: Case(RelativeBias(), max_seq=127),
+    "learned-alibi": lambda: Case(RelativeBias(learned_slopes=True), max_seq=127),
+    "data-mask": lambda: Case(DataMask(None), max_seq=127),
     "sinks": lambda: Case(Masked(sinks), max_seq=127),
     "global-tokens": lambda: Case(Masked(global_tokens), max_seq=127),
     "strided": lambda: Case(Masked(strided), max_seq=127),

@@ -30,12 +30,18 @@ refuse() {
     done
 }
 
-refuse dropout "dropout" "0.1" "make_bad.py:36"
 refuse unsupported-ops "aten.fft_rfft.default" "aten.linalg_qr.default" "aten.special_bessel_j0.default" "make_bad.py:36"
 refuse two-outputs "2 values" "loss"
 refuse vector-loss "rank 1" "loss"
 refuse buffer-mutation "b_mean" "in place"
-refuse cond "higher_order.cond"
-refuse experts "aten.topk.default" "make_bad.py:36"
+refuse cond "higher_order.cond" "torch.where" "make_bad.py:36"
+refuse experts "aten.topk.default" "routed experts" "make_bad.py:36"
+refuse loop "higher_order.while_loop" "fixed number of turns" "make_bad.py:36"
+refuse selected "aten.masked_select.default" "depend on data" "make_bad.py:36"
+refuse kernel "mine.fused_scale.default" "plain PyTorch code" "make_bad.py:36"
+refuse quantised "aten._weight_int8pack_mm.default" "float32 or bfloat16" "make_bad.py:36"
+# A mask that is numbers is kept while it is small (check compares two ranks with one), refused when it is not.
+LENGTH=9000 refuse data-mask "[1, 1, 9000, 9000] of bool" "77 MiB" "make_bad.py:36" "mask.bytes"
+"$autosp" check "$models/data-mask.pt2" --ranks 3 --seq 50 >/dev/null || failed=1
 LENGTH=129 refuse ../gpt2 "129 tokens" "positions has 128"
 exit $failed

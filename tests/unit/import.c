@@ -112,10 +112,13 @@ static void bad_models_are_named(void **state) {
     static const struct {
         const char *name, *says[3];
     } cases[] = {
-        {"dropout", {"dropout of attention weights with probability 0.1", "make_bad.py:", ""}},
         {"unsupported-ops", {"aten.fft_rfft.default", "aten.linalg_qr.default", "aten.special_bessel_j0.default"}},
         {"experts", {"aten.topk.default", "1 time", ""}},
-        {"cond", {"higher_order.cond", "", ""}},
+        {"cond", {"higher_order.cond", "torch.where", "make_bad.py:"}},
+        {"loop", {"higher_order.while_loop", "fixed number of turns", "make_bad.py:"}},
+        {"selected", {"aten.masked_select.default", "depend on data", "make_bad.py:"}},
+        {"kernel", {"mine.fused_scale.default", "plain PyTorch code", "make_bad.py:"}},
+        {"quantised", {"aten._weight_int8pack_mm.default", "float32 or bfloat16", "make_bad.py:"}},
         {"buffer-mutation", {"changes mean (b_mean) in place", "", ""}},
         {"two-outputs", {"returns 2 values", "only the loss", ""}},
         {"vector-loss", {"rank 1", "only the loss", ""}},
@@ -389,7 +392,7 @@ static void nonsense_is_refused(void **state) {
     expect_refused(ON_X("aten.layer_norm.default", "," LIST("normalized_shape", "4,4,4,4,4")), NULL, "input");
     expect_refused(ON_X("aten.to.dtype", "," ARG("dtype", "{'as_scalar_type':6}")), NULL, "float16");
     expect_refused(ON_X("aten.exp.default", ""), "'out':" META("5", SYMBOL("s0")), "declares");
-    expect_refused(ON_X("aten.bernoulli.p", "," F("p", "0.5")), NULL, "aten.bernoulli.p (1 time");
+    expect_refused(ON_X("aten.bernoulli.p", "," F("p", "0.5")), NULL, "aten.bernoulli.p (random numbers");
     /* sizes that double their text with every node */
     buf b = {0};
     buf_printf(&b, EMBED

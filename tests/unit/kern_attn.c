@@ -1,6 +1,7 @@
 /* kern_attn.c - the attention kernels against a naive one in double precision, over sizes, strides and masks; backward
  * also against finite differences of that naive one. */
 #include "device/cpu/kern.h"
+#include "device/philox.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -85,13 +86,32 @@ static void bias_tile(void *ctx, int64_t b, int64_t h, int64_t q0, int64_t nq, i
         for (int64_t i = 0; i < nq; i++) s[j * ld + i] += (float)index_bias(b, h, q0 + i, k0 + j);
 }
 
-static bool visible(const kern_attn_params *p, int64_t b, int64_t i, int64_t j) {
+static bool visible(const kern_attn_params *p, int64_t b, int64_t h, int64_t i, int64_t j) {
     int64_t pos = p->q_offset + i;
     if (p->causal && j > pos) return false;
     if (j >= p->kv_valid) return false;
     if (p->window > 0 && pos - j >= p->window) return false;
     if (p->doc_q && p->doc_q[b * p->doc_q_bs + i] != p->doc_k[b * p->doc_k_bs + j]) return false;
+    if (p->formula) { /* the one formula of these tests: (0>= and 1==) or 2!= */
+        const kern_attn_formula *f = p->formula;
+        int64_t x[3], y[3];
+        for (int c = 0; c < 3; c++) {
+            x[c] = f->q[c].at[b * f->q[c].bs + h * f->q[c].hs + i * f->q[c].s];
+            y[c] = f->k[c].at[b * f->k[c].bs + h * f->k[c].hs + j * f->k[c].s];
+        }
+        return (x[0] >= y[0] && x[1] == y[1]) || x[2] != y[2];
+    }
     return true;
+}
+
+/* What dropout multiplies a weight by: Philox by its definition, one number at a time. */
+static double kept(const kern_attn_params *p, int64_t b, int64_t h, int64_t i, int64_t j) {
+    if (p->drop.p == 0) return 1;
+    uint32_t key[2] = {(uint32_t)p->drop.seed, (uint32_t)(p->drop.seed >> 32) ^ p->drop.node}, out[4];
+    uint32_t counter[4] = {(uint32_t)(j / 4), (uint32_t)(p->q_offset + i),
+                           (uint32_t)(b * 65536 + p->drop.head_offset + h), (uint32_t)p->drop.draw};
+    philox4x32(key, counter, out);
+    return (double)(out[j % 4] >> 8) / (1 << 24) < p->drop.p ? 0 : 1 / (1 - p->drop.p);
 }
 
 /* Dense copies in double: index with NAIVE(x, ...). */
@@ -117,7 +137,7 @@ static double score(const naive *x, const kern_attn_params *p, int64_t b, int64_
     }
     if (p->alibi) s += (double)p->alibi[h] * (double)(j - (p->q_offset + i));
     if (p->bias) s += index_bias(b, h, i, j);
-    return visible(p, b, i, j) ? s : -INFINITY;
+    return visible(p, b, h, i, j) ? s : -INFINITY;
 }
 
 static void naive_fwd(naive *x, const kern_attn_params *p) {
@@ -133,7 +153,7 @@ static void naive_fwd(naive *x, const kern_attn_params *p) {
                 x->lse[(b * n.H + h) * n.Sq + i] = sum > 0 ? max + log(sum) : -INFINITY;
                 for (int64_t d = 0; d < n.D; d++) {
                     double o = 0;
-                    for (int64_t j = 0; j < n.Sk; j++) o += s[j] * x->v[KI(n, b, j, hk, d)];
+                    for (int64_t j = 0; j < n.Sk; j++) o += s[j] * kept(p, b, h, i, j) * x->v[KI(n, b, j, hk, d)];
                     x->o[QI(n, b, i, h, d)] = sum > 0 ? o / sum : 0;
                 }
             }
@@ -155,9 +175,9 @@ static void naive_bwd(naive *x, const kern_attn_params *p) {
                 for (int64_t j = 0; j < n.Sk; j++) {
                     double deriv, P = exp(score(x, p, b, h, i, j, &deriv) - lse), dP = 0;
                     for (int64_t d = 0; d < n.D; d++) dP += x->dout[QI(n, b, i, h, d)] * x->v[KI(n, b, j, hk, d)];
-                    double ds = P * (dP - delta) * deriv * (double)p->scale;
+                    double m = kept(p, b, h, i, j), ds = P * (m * dP - delta) * deriv * (double)p->scale;
                     for (int64_t d = 0; d < n.D; d++) {
-                        x->dv[KI(n, b, j, hk, d)] += P * x->dout[QI(n, b, i, h, d)];
+                        x->dv[KI(n, b, j, hk, d)] += P * m * x->dout[QI(n, b, i, h, d)];
                         x->dk[KI(n, b, j, hk, d)] += ds * x->q[QI(n, b, i, h, d)];
                         x->dq[QI(n, b, i, h, d)] += ds * x->k[KI(n, b, j, hk, d)];
                     }
@@ -313,6 +333,44 @@ static void documents(void **state) {
         p.doc_k = sorted, p.doc_k_bs = S;
         run_case("no document in common", DT_F32, DENSE, (shape){2, S, S, 1, 1, 8}, &p);
     }
+}
+
+/* Conditions by a formula: sorted numbers (tiles wholly hidden or visible), mixed ones, by head, broadcast. */
+static void formulas(void **state) {
+    (void)state;
+    enum { S = 330 };
+    int64_t row[S], mixed[2 * S], head[2 * S], one = 1, zero = 0;
+    for (int i = 0; i < S; i++) row[i] = i;
+    for (int i = 0; i < 2 * S; i++) mixed[i] = (i * 7) % 3 - 1, head[i] = i % S < 100 ? 1 : 1 + i / S;
+    kern_attn_formula f = {.pairs = 3};
+    assert_int_equal(ir_formula_parse("0>= 1== & 2!= |", 3, &f.code), SP_OK);
+    const kern_attn_vector by_row = {row, 0, 0, 1}, by_mixed = {mixed, S, 0, 1}, by_head = {head, 0, S, 1},
+                           ones = {&one, 0, 0, 0}, zeros = {&zero, 0, 0, 0};
+    const kern_attn_vector q[][3] = {{by_row, ones, zeros}, {by_row, by_mixed, zeros}, {by_row, ones, by_head}},
+                           k[][3] = {{by_row, ones, zeros}, {by_row, by_mixed, zeros}, {by_row, ones, ones}};
+    for (int c = 0; c < 3; c++) {
+        kern_attn_params p = kern_attn_defaults(0.3f);
+        memcpy(f.q, q[c], sizeof q[c]), memcpy(f.k, k[c], sizeof k[c]);
+        p.formula = &f;
+        run_case("formula", DT_F32, DENSE, (shape){2, S, S, 2, 1, 8}, &p);
+        run_case("formula, bf16", DT_BF16, DENSE, (shape){2, S, S, 2, 1, 8}, &p);
+        p.window = 70;
+        run_case("formula, window", DT_F32, DENSE, (shape){2, S, S, 2, 1, 8}, &p);
+    }
+}
+
+static void dropout(void **state) {
+    (void)state;
+    kern_attn_params p = causal_params(32);
+    p.drop = (kern_attn_dropout){.p = 0.3, .node = 5, .seed = 0x123456789abcdef, .draw = 7, .head_offset = 3};
+    run_case("dropout", DT_F32, DENSE, (shape){2, 140, 140, 4, 2, 32}, &p);
+    p.q_offset = 31, p.window = 50;
+    run_case("dropout, window, offset", DT_F32, WIDE, (shape){1, 75, 170, 2, 1, 9}, &p);
+    p.softcap = 1.5f, p.causal = false;
+    run_case("dropout, softcap", DT_F32, DENSE, (shape){2, 140, 140, 4, 2, 8}, &p);
+    run_slack("dropout, bf16", DT_BF16, DENSE, (shape){2, 140, 140, 4, 2, 32}, &p, 2);
+    p.drop.p = 1;
+    run_case("dropout of everything", DT_F32, DENSE, (shape){1, 20, 20, 1, 1, 8}, &p);
 }
 
 static void scores(void **state) {
@@ -484,16 +542,10 @@ int main(void) {
     omp_set_num_threads(TEAM);
 #endif
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sizes),
-        cmocka_unit_test(grouped_heads),
-        cmocka_unit_test(offsets),
-        cmocka_unit_test(padding),
-        cmocka_unit_test(documents),
-        cmocka_unit_test(scores),
-        cmocka_unit_test(oracle_differences),
-        cmocka_unit_test(bits),
-        cmocka_unit_test(merge),
-        cmocka_unit_test(bf16),
+        cmocka_unit_test(sizes),   cmocka_unit_test(grouped_heads), cmocka_unit_test(offsets),
+        cmocka_unit_test(padding), cmocka_unit_test(documents),     cmocka_unit_test(formulas),
+        cmocka_unit_test(dropout), cmocka_unit_test(scores),        cmocka_unit_test(oracle_differences),
+        cmocka_unit_test(bits),    cmocka_unit_test(merge),         cmocka_unit_test(bf16),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

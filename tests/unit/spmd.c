@@ -27,9 +27,7 @@ static void ranks_agree(void **state) {
 }
 
 /* Central differences of the loss at a few elements of every parameter. */
-static void gradients_are_derivatives(void **state) {
-    (void)state;
-    job j = base_job();
+static void check_derivatives(job j) {
     run(j, 1, &one);
     const double h = 1e-5;
     for (int i = 0; i < one.nparams; i++)
@@ -46,6 +44,44 @@ static void gradients_are_derivatives(void **state) {
                 fail_msg("parameter %d element %lld: %.10g by differences, %.10g by backward", i, (long long)k, slope,
                          one.grad[i][k]);
         }
+}
+
+static void gradients_are_derivatives(void **state) {
+    (void)state;
+    check_derivatives(base_job());
+}
+
+/* A prefix that all see and dropout of attention's weights: the same whatever the ranks, exchange, padding and device;
+ * with the random numbers held fixed, gradients are derivatives. */
+static void masks_and_dropout_of_attention(void **state) {
+    (void)state;
+    static const int ranks[] = {2, 3, 4, 8}, lengths[] = {8, 9, 16, 21};
+    job j = base_job();
+    j.file = "attention.ir";
+    check_derivatives(j);
+    for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
+        j.o.seq = lengths[l];
+        j.dev = &device_ref;
+        j.o.compute = DT_F64;
+        run(j, 1, &one);
+        for (size_t p = 0; p < sizeof ranks / sizeof *ranks; p++) {
+            if (ranks[p] > lengths[l]) continue;
+            run(j, ranks[p], &many);
+            double w = worst(&many, &one);
+            if (!(w <= 1e-11)) fail_msg("S=%d P=%d: worst difference %g", lengths[l], ranks[p], w);
+        }
+        j.o.exchange = "gather";
+        run(j, 2, &many);
+        assert_true(worst(&many, &one) <= 1e-11);
+        j.o.exchange = NULL;
+        j.dev = &device_cpu;
+        j.o.compute = DT_F32;
+        for (int p = 1; p <= 4; p++) {
+            run(j, p, &many);
+            double w = worst(&many, &one);
+            if (!(w <= 1e-5)) fail_msg("S=%d P=%d: cpu against ref: %g", lengths[l], p, w);
+        }
+    }
 }
 
 static void exchanges_agree(void **state) {
@@ -114,8 +150,9 @@ static void broken_rule_is_caught(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ranks_agree),         cmocka_unit_test(gradients_are_derivatives),
-        cmocka_unit_test(exchanges_agree),     cmocka_unit_test(cpu_device_agrees),
-        cmocka_unit_test(dropout_is_one_mask), cmocka_unit_test(broken_rule_is_caught)};
+        cmocka_unit_test(ranks_agree),          cmocka_unit_test(gradients_are_derivatives),
+        cmocka_unit_test(exchanges_agree),      cmocka_unit_test(cpu_device_agrees),
+        cmocka_unit_test(dropout_is_one_mask),  cmocka_unit_test(masks_and_dropout_of_attention),
+        cmocka_unit_test(broken_rule_is_caught)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -158,7 +158,8 @@ static void load_rows(const job *t, const scratch *w, int64_t b, int64_t h, int6
     }
 }
 
-/* With dropout m = 0 or 1/(1-p) of each weight, dV takes m P and dS = P (m dP - delta): s becomes m P, ds becomes dS. */
+/* With dropout m = 0 or 1/(1-p) of each weight, dV takes m P and dS = P (m dP - delta): s becomes m P, ds becomes dS.
+ */
 static void dropped_weights(const attn *a, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t lanes,
                             int64_t k0, int64_t n, const float *cap) {
     float keep[4][ATTN_LANES];

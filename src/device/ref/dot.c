@@ -162,8 +162,8 @@ static double score(const mask *m, double s, int64_t b, int64_t q, int64_t k, in
 static double kept(const mask *m, int64_t b, int64_t q, int64_t k, int64_t h) {
     if (!m->rng || m->rng[2] || m->p == 0) return 1;
     uint32_t node = (uint32_t)ir_int(m->c->node, "drop_id", 0);
-    uint32_t r = philox_attention((uint64_t)m->rng[0], (uint64_t)m->rng[1], node, b, h + m->c->head_offset,
-                                  q + m->c->offset, k);
+    uint32_t r =
+        philox_attention((uint64_t)m->rng[0], (uint64_t)m->rng[1], node, b, h + m->c->head_offset, q + m->c->offset, k);
     return r >= philox_threshold(m->p) ? 1 / (1 - m->p) : 0;
 }
 
