@@ -13,7 +13,7 @@ static void values(void **state) {
         bool near, far;
     } cases[] = {{"0>=", true, true},
                  {"0==", true, false},
-                 {"1!=", true, false},
+                 {"1!=", true, true},
                  {"0>= 1== &", false, false},
                  {"0>= 1== |", true, true},
                  {"0>= 1== & 2== |", true, true},
@@ -21,7 +21,7 @@ static void values(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         assert_int_equal(ir_formula_parse(cases[i].text, 3, &f), SP_OK);
         assert_int_equal(ir_formula_at(&f, q, k), cases[i].near);
-        assert_int_equal(ir_formula_at(&f, q, far), cases[i].far);
+        assert_int_equal(ir_formula_at(&f, far, k), cases[i].far);
     }
     assert_int_equal(ir_formula_parse(NULL, 0, &f), SP_OK); /* no condition */
     assert_true(f.n == 0 && ir_formula_at(&f, q, k));
