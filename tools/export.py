@@ -276,6 +276,8 @@ def export_module(module, path, config, *, folder=None, labels="same", batch=2, 
             raise SystemExit(f"export: {type(module.m).__name__} takes no position_ids; leave out --position-ids")
         example["position_ids"] = torch.arange(seq).repeat(batch, 1)
     extra = {"config.json": config.to_json_string()}
+    if hasattr(module.m, "peft_config"):  # tools/adapter.py makes PEFT's folder of a checkpoint with it
+        extra["adapter_config.json"] = json.dumps(module.m.peft_config["default"].to_dict(), default=list, indent=2)
     for name in TOKENIZER_FILES if folder else ():
         if os.path.exists(os.path.join(folder, name)):
             with open(os.path.join(folder, name), encoding="utf-8") as file:
@@ -284,13 +286,16 @@ def export_module(module, path, config, *, folder=None, labels="same", batch=2, 
         return export_loss(module, path, example, labels=labels, weights_prefix="m.", extra_files=extra, **options)
 
 
-def export_huggingface(source, path, *, weights=True, labels="same", dtype=None, attn="sdpa", **options):
+def export_huggingface(source, path, *, weights=True, labels="same", dtype=None, attn="sdpa", adapter=None, **options):
     """Exports the model at `source` (see build_model) to `path`; options as for export_module and export_loss.
 
     Returns the loss module and its ExportedProgram."""
     fake_mode = None if weights else FakeTensorMode(allow_non_fake_inputs=True)
     model = build_model(source, weights=weights, dtype=dtype, attn=attn, fake_mode=fake_mode,
                         keep_dropout=options.get("keep_dropout", False))
+    if adapter:  # a PEFT folder: its adapters are trained, the rest is frozen
+        from peft import PeftModel
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     module = CausalLoss(model, labels)
     folder = source if isinstance(source, str) and os.path.isdir(source) else None
     return module, export_module(module, path, model.config, folder=folder, labels=labels, fake_mode=fake_mode, **options)
@@ -300,6 +305,7 @@ def main():
     parser = argparse.ArgumentParser(description="Export a Hugging Face causal language model's loss to a .pt2 archive.")
     parser.add_argument("model", help="a model folder or a config.json")
     parser.add_argument("-o", "--output", required=True, help="the .pt2 to write")
+    parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter: train it and nothing else (needs peft)")
     parser.add_argument("--no-weights", action="store_true", help="shapes only; takes little memory for any size")
     parser.add_argument("--labels", choices=("same", "shifted"), default="same",
                         help="same: the model's own loss, which shifts (default); shifted: the loader shifts")
@@ -315,11 +321,13 @@ def main():
     args = parser.parse_args()
     if not args.static and min(args.batch, args.seq) < 2:
         parser.error("--batch and --seq must be at least 2 unless --static: export takes a size of 1 for a constant")
+    if args.adapter and args.no_weights:
+        parser.error("--adapter needs the weights of the base model: leave out --no-weights")
     if not os.path.exists(args.model):
         parser.error(f"{args.model}: no such folder or config.json (models are not downloaded)")
     _, program = export_huggingface(args.model, args.output, weights=not args.no_weights, labels=args.labels,
                                     dtype=DTYPES.get(args.dtype), attn=args.attn, batch=args.batch, seq=args.seq,
-                                    position_ids=args.position_ids, dynamic=not args.static, max_seq=args.max_seq,
+                                    adapter=args.adapter, position_ids=args.position_ids, dynamic=not args.static, max_seq=args.max_seq,
                                     strip=args.strip, keep_dropout=args.keep_dropout)
     count = sum(p.numel() for p in program.state_dict.values())
     say(f"export: wrote {args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB, {count / 1e6:.1f} M values, "

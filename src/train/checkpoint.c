@@ -20,13 +20,13 @@ static const char *const kind_name[] = {"master", "exp_avg", "exp_avg_sq"};
 enum { KINDS = 3 };
 
 /* Files of transformers that describe a model or its tokenizer; no code, no weights. */
-static const char *const companions[] = {"config.json",        "generation_config.json",
-                                         "tokenizer.json",     "tokenizer_config.json",
-                                         "tokenizer.model",    "special_tokens_map.json",
-                                         "added_tokens.json",  "vocab.json",
-                                         "vocab.txt",          "merges.txt",
-                                         "spiece.model",       "sentencepiece.bpe.model",
-                                         "chat_template.jinja"};
+static const char *const companions[] = {"config.json",         "generation_config.json",
+                                         "tokenizer.json",      "tokenizer_config.json",
+                                         "tokenizer.model",     "special_tokens_map.json",
+                                         "added_tokens.json",   "vocab.json",
+                                         "vocab.txt",           "merges.txt",
+                                         "spiece.model",        "sentencepiece.bpe.model",
+                                         "chat_template.jinja", "adapter_config.json"};
 enum { NCOMPANIONS = sizeof companions / sizeof *companions };
 
 bool ckpt_is_companion(const char *name) {

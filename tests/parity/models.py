@@ -4,6 +4,7 @@ FAMILIES[name]() returns a Case: a module from named int64 (batch, sequence) ten
 weights. Sizes are small but not degenerate: two or more layers, grouped key-value heads, windows shorter than the sequence,
 a vocabulary of 256 (autosp trains on bytes).
 """
+import importlib.util
 import math
 import os
 import sys
@@ -63,6 +64,16 @@ def huggingface(config_class, kwargs, attn="sdpa", labels="same", inputs=(), pad
         module = PaddedLoss(model) if padded else export.CausalLoss(model, labels)
         return Case(module, labels, inputs, model.config, padded=padded)
     return build
+
+
+def peft_lora():
+    """A stock PEFT LoRA model: adapters on the projections of attention and one whole layer trained, dropout 0."""
+    import peft
+    case = huggingface("LlamaConfig", small())()
+    case.module.m = peft.get_peft_model(case.module.m, peft.LoraConfig(
+        r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+        modules_to_save=["lm_head"], task_type="CAUSAL_LM"))
+    return case
 
 
 LLAMA3_ROPE = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -533,6 +544,9 @@ PLAIN = {
     "lora": lambda: Case(Lora()),
     "operators": lambda: Case(Operators(VOCAB)),
 }
+
+if importlib.util.find_spec("peft"):
+    HUGGINGFACE["peft-lora"] = peft_lora
 
 FAMILIES = HUGGINGFACE | PLAIN
 

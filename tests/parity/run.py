@@ -161,6 +161,8 @@ def measure(program, name, ranks, folder, device):
         path = os.path.join(out, f"checkpoint-{STEPS}")
         if not os.path.isdir(path):
             raise Refused(f"no {os.path.basename(path)}")
+        if hasattr(case.module.m, "peft_config"):
+            return compare(with_adapter(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -169,6 +171,17 @@ def measure(program, name, ranks, folder, device):
         missing = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
         if missing:
             raise Refused(f"from_pretrained: missing or unexpected {missing[0]}")
+        return compare(model)
+
+    def with_adapter(path):
+        """The base model, which was not trained, with the checkpoint's adapter as PEFT loads it."""
+        import adapter
+        import peft
+        adapter.convert(path, os.path.join(folder, "adapter"))
+        base = models.build(name).module.m.unload()
+        return peft.PeftModel.from_pretrained(base, os.path.join(folder, "adapter"))
+
+    def compare(model):
         text = models.batch(case, 2, 25, seed=77)
         with torch.no_grad():
             a = type(case.module)(model, case.labels)(**text).item()
