@@ -39,7 +39,8 @@ def convert(checkpoint, output, adapter="default"):
         with safe_open(os.path.join(checkpoint, name), "np") as file:
             for key in file.keys():
                 if any(part in key for part in PARTS):
-                    tensors[key.replace(f".{adapter}.", ".").removesuffix(f".{adapter}")] = file.get_tensor(key)
+                    name = key.replace(f".modules_to_save.{adapter}.", ".").replace(f".{adapter}.", ".")
+                    tensors[name.removesuffix(f".{adapter}")] = file.get_tensor(key)
     if not tensors:
         raise ValueError(f"{checkpoint} holds no adapter's weights")
     os.makedirs(output, exist_ok=True)
