@@ -99,6 +99,7 @@ AUTOSP_API int autosp_rank_index(const autosp_rank *r);
  */
 typedef struct autosp_batch {
     const int64_t *input_ids, *labels, *position_ids, *document_ids;
+    const int64_t *prefix_lengths; /* (batch); NULL: zeros */
 } autosp_batch;
 
 /* AdamW as torch.optim.AdamW; decay applies to tensors of rank >= 2. clip: largest global gradient norm, 0: none. */

@@ -140,7 +140,7 @@ def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefi
     """Exports `module`, whose forward returns the mean loss, to the archive `path`; returns the ExportedProgram.
 
     example_inputs  name -> int64 tensor (batch, sequence): `input_ids`, `labels`, and if the forward takes them
-                    `position_ids`, `document_ids`. Sizes of at least 2, because export takes a size of 1 for a constant.
+                    `position_ids`, `document_ids`, and `prefix_lengths` (batch). Sizes of at least 2, because export takes a size of 1 for a constant.
     labels          "shifted" if the loader is to pass the next tokens, "same" if the module shifts by itself.
     weights_prefix  what to cut from parameter names to get the names of a safetensors checkpoint.
     dynamic         batch and sequence stay symbolic.
@@ -152,7 +152,7 @@ def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefi
     for name in () if keep_dropout else zero_dropout(module):
         say(f"export: dropout {name} set to 0")
     dims = {0: torch.export.Dim("batch", min=1, max=1 << 20), 1: torch.export.Dim("seq", min=2, max=max_seq or 1 << 30)}
-    shapes = {name: dims for name in example_inputs} if dynamic else None
+    shapes = {name: dims if x.dim() == 2 else {0: dims[0]} for name, x in example_inputs.items()} if dynamic else None
     # Copies: export takes two inputs that are one tensor for one input.
     example_inputs = {name: x.clone() for name, x in example_inputs.items()}
     if fake_mode is not None:

@@ -222,7 +222,8 @@ static sp_status set_batch(void *ctx, exec *e, int64_t micro) {
     }
     train_batch t = {(int64_t *)b->input_ids, (int64_t *)b->labels,
                      b->position_ids ? (int64_t *)b->position_ids : all->r->positions,
-                     b->document_ids ? (int64_t *)b->document_ids : all->r->documents};
+                     b->document_ids ? (int64_t *)b->document_ids : all->r->documents,
+                     b->prefix_lengths ? (int64_t *)b->prefix_lengths : all->r->documents}; /* zeros */
     return train_set_batch(e, &t);
 }
 

@@ -44,6 +44,10 @@ static sp_status open_data(const cli_options *o, training *t) {
           "leave "
           "them out",
           o->eos >= 0 ? "--eos is given" : "the data file has document_ids");
+    CHECK(m->takes_prefixes == train_data_has_prefixes(t->data),
+          m->takes_prefixes ? "the model takes prefix_lengths; the data must be a .safetensors file that holds them"
+                            : "the data file has prefix_lengths, but the model takes none; export it with "
+                              "prefix_lengths, or leave them out");
     CHECK(m->takes_positions || !train_data_has_positions(t->data),
           "the data file has position_ids, but the model takes none; export it with position_ids, or leave them out");
     return SP_OK;

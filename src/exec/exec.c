@@ -207,8 +207,9 @@ sp_status exec_set_input(exec *e, const char *name, const int64_t *data, int64_t
     for (int i = 0; i < e->p->inputs.n; i++) {
         const plan_input *in = &e->p->inputs.data[i];
         if (strcmp(in->name, name) != 0) continue;
-        CHECK(in->type.t == DT_I64 && in->type.rank == 2, "the model's input '%s' is not a matrix of integers", name);
-        int64_t *dst = at(e, in->buf), rows = in->type.dim[0], cols = in->type.dim[1];
+        CHECK(in->type.t == DT_I64 && (in->type.rank == 1 || in->type.rank == 2),
+              "the model's input '%s' is not a matrix or a vector of integers", name);
+        int64_t *dst = at(e, in->buf), rows = in->type.dim[0], cols = in->type.rank == 2 ? in->type.dim[1] : 1;
         int64_t valid = in->seq_dim == 1 ? e->p->seq_valid : cols;
         for (int64_t r = 0; r < rows; r++)
             for (int64_t c = 0; c < cols; c++) dst[r * cols + c] = c < valid ? data[r * valid + c] : pad;

@@ -378,22 +378,25 @@ static sp_status find_sizes(lower *L, import_info *info) {
 }
 
 static sp_status user_input(lower *L, const char *name, import_info *info) {
-    static const char *const known[] = {"input_ids", "labels", "position_ids", "document_ids"};
-    bool ok = false;
-    for (int i = 0; i < 4; i++) ok |= !strcmp(name, known[i]);
-    CHECK(ok, "%s: the model takes an input %s; training gives input_ids, labels, position_ids and document_ids",
+    static const char *const known[] = {"input_ids", "labels", "position_ids", "document_ids", "prefix_lengths"};
+    bool ok = false, rows = !strcmp(name, "prefix_lengths"); /* one number a row */
+    for (int i = 0; i < 5; i++) ok |= !strcmp(name, known[i]);
+    CHECK(ok,
+          "%s: the model takes an input %s; training gives input_ids, labels, position_ids, document_ids and "
+          "prefix_lengths",
           L->p->path, name);
     const pt2_meta *m = meta_of(L, name);
     dtype t;
-    CHECK(m && m->ndim == 2 && pt2_dtype(m->scalar_type, &t) && t == DT_I64,
-          "%s: input %s must be int64 of shape (batch, sequence)", L->p->path, name);
+    CHECK(m && m->ndim == (rows ? 1 : 2) && pt2_dtype(m->scalar_type, &t) && t == DT_I64,
+          "%s: input %s must be int64 of shape (batch%s)", L->p->path, name, rows ? "" : ", sequence");
     TRY(learn_symbol(L, name, m->size[0], L->batch));
-    TRY(learn_symbol(L, name, m->size[1], L->seq));
-    ir_type type = {.t = DT_I64, .rank = 2, .dim = {L->batch, L->seq}};
-    for (int i = 0; i < 2; i++)
+    if (!rows) TRY(learn_symbol(L, name, m->size[1], L->seq));
+    ir_type type = {.t = DT_I64, .rank = m->ndim, .dim = {L->batch, L->seq}};
+    for (int i = 0; i < m->ndim; i++)
         if (m->size[i]->op == SYM_INT && m->size[i]->value == 1) type.dim[i] = 1;
-    CHECK(type.dim[1] == L->seq, "%s: input %s has another length than input_ids", L->p->path, name);
-    ir_val v = lo_emit(L, OP_input, NULL, 0, ATTRS(A_S("name", name), A_I("seq", 1)), &type);
+    CHECK(rows || type.dim[1] == L->seq, "%s: input %s has another length than input_ids", L->p->path, name);
+    const ir_attr attr[] = {A_S("name", name), A_I("seq", 1)};
+    ir_val v = lo_emit(L, OP_input, NULL, 0, attr, rows ? 1 : 2, &type);
     if (v < 0) return SP_FAIL;
     L->g->values.data[v].name = arena_strdup(L->a, name);
     lo_bind(L, name, (lo_value){.kind = LO_TENSOR, .v = v, .store = L->stores++, .maker = -1, .base = -1});

@@ -72,6 +72,7 @@ static void draw(const train_model *m, const pass_options *o, uint64_t seed, con
     uint64_t rng = seed ^ 0x5eed, vocab = (uint64_t)(m->vocab > 0 ? m->vocab : 2);
     for (int64_t i = 0; i < o->batch; i++) {
         int64_t document = 0;
+        b->prefix_lengths[i] = (int64_t)(rng_next(&rng) % (uint64_t)o->seq);
         for (int64_t t = 0; t < o->seq; t++) {
             int64_t at = i * o->seq + t;
             b->input_ids[at] = (int64_t)(rng_next(&rng) % vocab);
@@ -158,14 +159,14 @@ sp_status check_run(const train_model *m, const train_setup *s, const train_worl
     TRY(train_compile(m, s, &compiled));
     const pass_options *o = &compiled.options;
     size_t n = (size_t)(o->batch * o->seq);
-    int64_t *room = calloc(4 * n, sizeof *room);
+    int64_t *room = calloc(5 * n, sizeof *room);
     outcome many = {0}, one = {0};
     sp_status st = SP_FAIL;
     if (!room) {
         err_set("out of memory for a batch of %lld x %lld tokens", (long long)o->batch, (long long)o->seq);
     } else {
         check_job j = {.model = m, .compiled = &compiled, .threads = s->threads};
-        j.batch = (train_batch){room, room + n, room + 2 * n, room + 3 * n};
+        j.batch = (train_batch){room, room + n, room + 2 * n, room + 3 * n, room + 4 * n};
         draw(m, o, seed, &j.batch);
         st = run_both(&j, s, w, &many, &one, out);
     }

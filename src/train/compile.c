@@ -83,15 +83,16 @@ void train_compiled_free(train_compiled *c) {
     *c = (train_compiled){0};
 }
 
-/* The loader can fill four inputs; the plan may have fewer. */
+/* The loader can fill these inputs; the plan may have fewer. */
 static sp_status check_inputs(const plan *p) {
-    static const char *const known[] = {"input_ids", "labels", "position_ids", "document_ids", "inv_count"};
+    static const char *const known[] = {"input_ids",    "labels",         "position_ids",
+                                        "document_ids", "prefix_lengths", "inv_count"};
     for (int i = 0; i < p->inputs.n; i++) {
         bool ok = false;
-        for (int k = 0; k < 5; k++) ok |= strcmp(p->inputs.data[i].name, known[k]) == 0;
+        for (int k = 0; k < 6; k++) ok |= strcmp(p->inputs.data[i].name, known[k]) == 0;
         CHECK(ok,
-              "the model has an input '%s'; training data has input_ids, labels, position_ids and document_ids only: "
-              "export the model without it",
+              "the model has an input '%s'; training data has input_ids, labels, position_ids, document_ids and "
+              "prefix_lengths only: export the model without it",
               p->inputs.data[i].name);
     }
     return SP_OK;
@@ -129,9 +130,10 @@ sp_status train_set_batch(exec *e, const train_batch *b) {
     } all[] = {{"input_ids", b->input_ids, 0},
                {"labels", b->labels, p->ignore},
                {"position_ids", b->position_ids, 0},
-               {"document_ids", b->document_ids, -1}};
+               {"document_ids", b->document_ids, -1},
+               {"prefix_lengths", b->prefix_lengths, 0}};
     for (int i = 0; i < p->inputs.n; i++)
-        for (int k = 0; k < 4; k++)
+        for (int k = 0; k < 5; k++)
             if (all[k].data && strcmp(p->inputs.data[i].name, all[k].name) == 0)
                 TRY(exec_set_input(e, all[k].name, all[k].data, all[k].pad));
     return SP_OK;

@@ -27,7 +27,8 @@ typedef struct token_file {
 /* The columns of a safetensors file, each (N, S); NULL when the file lacks it. */
 typedef struct row_file {
     const st_tensor *input_ids, *labels, *position_ids, *document_ids;
-    int64_t count; /* N */
+    const st_tensor *prefix_lengths; /* (N) */
+    int64_t count;                   /* N */
 } row_file;
 
 struct train_data {
@@ -146,6 +147,9 @@ static sp_status open_rows(train_data *d) {
     TRY(find_column(d, "position_ids", &r->position_ids));
     TRY(find_column(d, "document_ids", &r->document_ids));
     r->count = r->input_ids->size[0];
+    const st_tensor *n = r->prefix_lengths = st_find(d->st, "prefix_lengths");
+    CHECK(!n || (n->known && (n->type == DT_I64 || n->type == DT_I32) && n->ndim == 1 && n->size[0] == r->count),
+          "data file %s: prefix_lengths must be I64 or I32 with a number for each row of input_ids", d->path);
     CHECK(r->count > 0, "data file %s holds no rows", d->path);
     CHECK(r->input_ids->size[1] == d->opt.seq,
           "data file %s holds rows of %lld tokens but a sequence is %lld tokens; give --seq %lld", d->path,
@@ -185,6 +189,7 @@ int64_t train_data_length(const train_data *d) { return d->st ? d->rows.count : 
 int64_t train_data_windows(const train_data *d) { return d->st ? d->rows.count : (d->tokens.count - 1) / d->opt.seq; }
 int64_t train_data_eval_batches(const train_data *d) { return ceil_div(train_data_windows(d), d->opt.batch); }
 bool train_data_has_documents(const train_data *d) { return d->opt.eos >= 0 || d->rows.document_ids; }
+bool train_data_has_prefixes(const train_data *d) { return d->rows.prefix_lengths; }
 bool train_data_has_positions(const train_data *d) { return d->rows.position_ids; }
 
 /* ---- addressing -------------------------------------------------------------------------------- */
@@ -259,6 +264,7 @@ static sp_status fill_tokens(const train_data *d, int64_t start, int64_t row, co
     const int64_t s = d->opt.seq, base = row * s, vocab = d->opt.vocab;
     int64_t document = 0;
     int64_t id = token_at(&d->tokens, start);
+    if (out->prefix_lengths) out->prefix_lengths[row] = 0;
     for (int64_t t = 0; t <= s; t++) {
         bool used = t < s || d->opt.labels_shifted;
         if (vocab && used && id >= vocab) return bad_token(d, id, start + t);
@@ -296,6 +302,7 @@ static sp_status fill_columns(const train_data *d, int64_t from, int64_t row, co
     const row_file *r = &d->rows;
     const int64_t s = d->opt.seq, base = row * s, src = from * s, vocab = d->opt.vocab ? d->opt.vocab : INT64_MAX;
     int64_t document = 0;
+    if (out->prefix_lengths) out->prefix_lengths[row] = r->prefix_lengths ? column_at(r->prefix_lengths, from) : 0;
     for (int64_t t = 0; t < s; t++) {
         int64_t id = column_at(r->input_ids, src + t), label = id, position = t;
         if (id < 0 || id >= vocab) return bad_entry(d, "input_ids", id, from, t);

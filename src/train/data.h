@@ -7,7 +7,8 @@
  *   .txt          bytes are tokens (vocabulary >= 256)
  *   .bin          llm.c's token files by their header (magic 20240520 version 1: uint16; magic 20240801
  *                 version 7: uint32), else headerless little-endian uint16, or uint32 when asked for
- *   .safetensors  input_ids and optionally labels, position_ids, document_ids, each (N, S), I64 or I32
+ *   .safetensors  input_ids and optionally labels, position_ids, document_ids, each (N, S), and prefix_lengths (N), I64
+ *                 or I32
  *
  * Addressing. With A microbatches a step, B rows a microbatch and S tokens a row, row i of microbatch a in
  * step k (all from 0) has the number n = (k*A + a)*B + i. In a token file of N tokens it starts at token
@@ -48,6 +49,7 @@ typedef struct train_data_options {
 /* The global rows of one microbatch, each array (B, S) row-major; a NULL one is not filled. The caller's memory. */
 typedef struct train_batch {
     int64_t *input_ids, *labels, *position_ids, *document_ids;
+    int64_t *prefix_lengths; /* (B): how many tokens of a row come before what it is to continue */
 } train_batch;
 
 /* Opens and maps a data file; the format follows from the name's end. SP_FAIL when it is unreadable, malformed
@@ -71,6 +73,8 @@ int64_t train_data_windows(const train_data *d);
 
 /* True when the file itself holds document ids or --eos derives them. */
 bool train_data_has_documents(const train_data *d);
+/* True when the file holds prefix lengths. */
+bool train_data_has_prefixes(const train_data *d);
 /* True when the file itself holds position ids. */
 bool train_data_has_positions(const train_data *d);
 

@@ -246,12 +246,12 @@ sp_status train_rank(comm *c, void *arg) {
     TRY(train_load(j->model, j->compiled, c, j->threads, &r.e));
     const pass_options *o = &j->compiled->options;
     size_t n = (size_t)(o->batch * o->seq);
-    int64_t *room = calloc(4 * n, sizeof *room);
+    int64_t *room = calloc(5 * n, sizeof *room);
     sp_status s =
         room ? SP_OK
              : err_set("out of memory for a batch of %lld x %lld tokens", (long long)o->batch, (long long)o->seq);
     if (s == SP_OK) {
-        r.batch = (train_batch){room, room + n, room + 2 * n, room + 3 * n};
+        r.batch = (train_batch){room, room + n, room + 2 * n, room + 3 * n, room + 4 * n};
         r.progress = train_progress_start(STDERR_FILENO, j->first, j->schedule.steps);
         s = steps_of(&r);
         if (leads(&r)) train_progress_break(&r.progress);

@@ -40,6 +40,7 @@ static void read_graph(train_model *m) {
             const char *name = ir_str(n, "name");
             m->takes_positions |= strcmp(name, "position_ids") == 0;
             m->takes_documents |= strcmp(name, "document_ids") == 0;
+            m->takes_prefixes |= strcmp(name, "prefix_lengths") == 0;
             const ir_type *t = ir_typeof(g, n->out[0]);
             if (strcmp(name, "input_ids") == 0 && t->rank == 2) { /* expressions are negative: not fixed */
                 m->fixed_batch = max64(t->dim[0], 0);

@@ -26,7 +26,7 @@ typedef struct train_model {
     int64_t vocab;  /* ids must be below: the rows of the embedding and the classes of the loss; 0: not known */
     int64_t ignore; /* the label that is left out */
     bool labels_shifted;
-    bool takes_positions, takes_documents;
+    bool takes_positions, takes_documents, takes_prefixes;
     int64_t fixed_seq, fixed_batch; /* when the export fixed them; else 0 */
 
     int ntensors; /* what a checkpoint holds: the graph's parameters, then those that the graph does not use */

@@ -532,6 +532,7 @@ PLAIN = {
     "documents": lambda: Case(Documents(), inputs=("position_ids", "document_ids")),
     "documents-window": lambda: Case(Documents(window=6), inputs=("position_ids", "document_ids")),
     "prefix": lambda: Case(Masked(prefix(11)), max_seq=127),
+    "prefix-lengths": lambda: Case(Prefix(prefix_lengths), inputs=("prefix_lengths",), max_seq=127),
     "prefix-float": lambda: Case(Masked(prefix(20), "float"), max_seq=127),
     "prefix-product": lambda: Case(Masked(prefix(5), "product"), max_seq=127),
     "prefix-documents": lambda: Case(Masked(prefix_documents), max_seq=127),
@@ -593,7 +594,7 @@ def batch(case, rows=2, seq=33, seed=21):
     starts[0, [seq * 3 // 7]] = 1
     starts[1:, [5, 6, seq * 5 // 7]] = 1
     positions = torch.arange(seq).repeat(rows, 1)
-    data = {"input_ids": ids, "labels": labels, "document_ids": starts.cumsum(1),
+    data = {"input_ids": ids, "labels": labels, "prefix_lengths": torch.arange(rows) * 7 % (seq - 4) + 3, "document_ids": starts.cumsum(1),
             "position_ids": positions - torch.where(starts.bool(), positions, 0).cummax(1).values}
     return {key: data[key].contiguous() for key in ("input_ids", "labels") + tuple(case.inputs)}
 
@@ -603,5 +604,6 @@ def write(case, path, **options):
     if case.config is not None:
         return export.export_module(case.module, path, case.config, labels=case.labels,
                                     position_ids="position_ids" in case.inputs, **options)
-    example = {name: torch.zeros(2, 32, dtype=torch.long) for name in ("input_ids", "labels") + tuple(case.inputs)}
+    example = {name: torch.zeros((2,) if name == "prefix_lengths" else (2, 32), dtype=torch.long)
+               for name in ("input_ids", "labels") + tuple(case.inputs)}
     return export.export_loss(case.module, path, example, labels=case.labels, max_seq=case.max_seq, **options)

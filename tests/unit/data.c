@@ -53,7 +53,7 @@ static void windows_follow_the_formula(void **state) {
                     assert_int_equal(train_data_open(put("t.bin", tokens, (size_t)n * 2), &o, &d), SP_OK);
                     assert_int_equal(train_data_length(d), n);
                     int64_t ids[120], labels[120], pos[120], doc[120];
-                    train_batch out = {ids, labels, pos, doc};
+                    train_batch out = {ids, labels, pos, doc, NULL};
                     for (int k = 0; k < 40; k++)
                         for (int a = 0; a < accum; a++) {
                             assert_int_equal(train_data_fill(d, k, a, &out), SP_OK);
@@ -282,11 +282,12 @@ typedef struct column {
 static const char *put_rows(const column *c, int n) {
     snprintf(path, sizeof path, "%s/r.safetensors", dir);
     st_writer *w = st_writer_new();
-    for (int i = 0; i < n; i++) st_writer_add(w, c[i].name, c[i].type, 2, (int64_t[]){c[i].rows, c[i].cols});
+    for (int i = 0; i < n; i++)
+        st_writer_add(w, c[i].name, c[i].type, c[i].cols ? 2 : 1, (int64_t[]){c[i].rows, c[i].cols});
     assert_int_equal(st_writer_begin(w, path), SP_OK);
     for (int k = 0; k < n; k++) {
         const column *o = &c[st_writer_order(w, k)];
-        int64_t bytes = o->rows * o->cols * dtype_size(o->type);
+        int64_t bytes = o->rows * max64(o->cols, 1) * dtype_size(o->type);
         assert_int_equal(st_writer_write(w, st_writer_order(w, k), o->data, bytes), SP_OK);
     }
     assert_int_equal(st_writer_end(w), SP_OK);
@@ -305,8 +306,8 @@ static void rows_of_a_safetensors_file(void **state) {
     train_data_options o = options(3, 2, 2);
     o.vocab = 15;
     train_data *d;
-    int64_t ids[6], labels[6], pos[6], doc[6];
-    train_batch out = {ids, labels, pos, doc};
+    int64_t ids[6], labels[6], pos[6], doc[6], prefix[2];
+    train_batch out = {ids, labels, pos, doc, prefix};
     for (int columns = 1; columns <= 2; columns++)
         for (int shifted = 0; shifted < 2; shifted++) {
             o.labels_shifted = shifted;
@@ -342,7 +343,19 @@ static void rows_of_a_safetensors_file(void **state) {
     assert_int_equal(train_data_fill(d, 0, 0, &out), SP_OK);
     assert_int_equal(pos[4], 104);
     assert_int_equal(doc[4], 4);
+    assert_int_equal(prefix[1], 0);
     train_data_close(d);
+    /* A prefix length for each row; of another number of rows, none. */
+    column prefixes[] = {{"input_ids", DT_I64, 5, 3, in}, {"prefix_lengths", DT_I32, 5, 0, other}};
+    assert_int_equal(train_data_open(put_rows(prefixes, 2), &o, &d), SP_OK);
+    assert_true(train_data_has_prefixes(d));
+    assert_int_equal(train_data_fill(d, 0, 1, &out), SP_OK);
+    assert_int_equal(prefix[0], 102);
+    assert_int_equal(prefix[1], 103);
+    train_data_close(d);
+    prefixes[1].rows = 4;
+    assert_int_equal(train_data_open(put_rows(prefixes, 2), &o, &d), SP_FAIL);
+    assert_non_null(strstr(err_text(), "a number for each row"));
     /* Shuffled: each row once an epoch. */
     o.shuffle = true;
     o.batch = o.accum = 1;
