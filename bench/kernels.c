@@ -1,10 +1,10 @@
 /* kernels.c - speed of the CPU kernels: bench_kernels [threads] [filter] [wall|cpu]
  *
  * Prints for each kernel and shape the median time and the rate, and what share that is of a peak measured in the same
- * run on as many threads: register-only f32 multiply-adds for products and attention, a triad over arrays that do not
- * fit any cache for the rest. `cpu` takes the processors' time over the number of threads instead of the clock: on a
- * busy machine it is what the time would be near if the threads had the processors to themselves. Attention counts
- * visible scores only (4 D operations a score forward, 10 D backward).
+ * run on as many threads: register-only multiply-adds of the kernel's type for products and attention (peak.c), a triad
+ * over arrays that do not fit any cache for the rest. `cpu` takes the processors' time over the number of threads
+ * instead of the clock: on a busy machine it is what the time would be near if the threads had the processors to
+ * themselves. Attention counts visible scores only (4 D operations a score forward, 10 D backward).
  */
 #include "device/cpu/kern.h"
 
@@ -20,7 +20,7 @@ enum { REPS = 7 };
 
 static const char *filter = "";
 static int threads = 1;
-static double peak_flops, peak_bytes;
+static double peak_flops, peak_bf16, peak_bytes;
 
 static void *xalloc(size_t n) {
     void *p = NULL;
@@ -84,7 +84,7 @@ static double clock_s(void) {
 static bool wanted(const char *name) { return strstr(name, filter) != NULL; }
 static void report_flops(const char *name, const char *shape, double s, double flops) {
     printf("%-22s %-44s %10.3f ms %9.1f GF/s %5.1f%%\n", name, shape, s * 1e3, flops / s * 1e-9,
-           100 * flops / s / peak_flops);
+           100 * flops / s / (strstr(name, "bf16") ? peak_bf16 : peak_flops));
     fflush(stdout);
 }
 static void report_bytes(const char *name, const char *shape, double s, double bytes) {
@@ -95,52 +95,22 @@ static void report_bytes(const char *name, const char *shape, double s, double b
 
 /* ---- peaks ------------------------------------------------------------------------------------- */
 
-#ifdef __AVX512F__
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-typedef float lanes __attribute__((vector_size(4 * LANES)));
-
-static float multiply_add(int64_t n) {
-    float sink = 0;
-#pragma omp parallel reduction(+ : sink)
-    {
-        lanes acc[12], x = {0};
-#pragma GCC unroll 12
-        for (int j = 0; j < 12; j++) acc[j] = x + (float)j;
-        x += 0.5f;
-        for (int64_t i = 0; i < n; i++) {
-#pragma GCC unroll 12
-            for (int j = 0; j < 12; j++) acc[j] = acc[j] * x + x;
-            __asm__ volatile("" ::: "memory");
-        }
-#pragma GCC unroll 12
-        for (int j = 0; j < 12; j++) sink += acc[j][0];
-    }
-    return sink;
-}
-
 static void triad(int64_t n, float *a, const float *b, const float *c) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) a[i] = b[i] + 0.5f * c[i];
 }
 
 static void measure_peaks(void) {
-    const int64_t n = 4000000, m = 1 << 25;
+    const int64_t m = 1 << 25;
     double s;
-    volatile float sink;
-    TIME(s, sink = multiply_add(n));
-    (void)sink;
-    peak_flops = 2.0 * LANES * 12 * (double)n * threads / s;
+    peak_flops = kern_peak_flops(DT_F32, threads);
+    peak_bf16 = kern_peak_flops(DT_BF16, threads);
     float *a = random_f32(m), *b = random_f32(m), *c = random_f32(m);
     TIME(s, triad(m, a, b, c));
     peak_bytes = 12.0 * (double)m / s;
     free(a), free(b), free(c);
-    printf("threads %d: f32 multiply-add peak %.1f GF/s, triad %.1f GB/s\n", threads, peak_flops * 1e-9,
-           peak_bytes * 1e-9);
+    printf("threads %d: f32 multiply-add peak %.1f GF/s, bf16 %.1f GF/s, triad %.1f GB/s\n", threads, peak_flops * 1e-9,
+           peak_bf16 * 1e-9, peak_bytes * 1e-9);
 }
 
 /* ---- attention --------------------------------------------------------------------------------- */
@@ -319,7 +289,9 @@ int main(int argc, char **argv) {
     for (dtype t = DT_F32; t <= DT_BF16; t += DT_BF16) {
         attention(t, 2048, 8, 8, 64, true);
         attention(t, 4096, 8, 2, 64, true);
+        attention(t, 4096, 12, 12, 64, true);
         attention(t, 4096, 4, 4, 128, true);
+        attention(t, 16384, 2, 2, 64, true);
         attention(t, 2048, 8, 8, 64, false);
         attention(t, 2048, 8, 8, 80, true);
         attention(t, 2048, 8, 8, 32, true);

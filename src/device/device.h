@@ -44,6 +44,9 @@ typedef struct device {
      * loops. adamw: n elements; copy (NULL allowed) gets p in bf16. */
     double (*sumsq)(dtype t, int64_t n, const void *x);
     void (*adamw)(int64_t n, float *p, const float *g, float *m, float *v, const adamw_params *a, void *copy);
+    /* The machine's limits as kernels of this device could reach them, measured (kern.h); NULL: not known. */
+    double (*peak_flops)(dtype t, int threads);
+    double (*peak_bytes)(int threads);
 } device;
 
 extern const device device_ref, device_cpu;

@@ -3,7 +3,9 @@
  * Times are of whole calls on this rank, taken in the run loop with a monotonic clock. FLOPs and bytes are counted from
  * the operands' shapes: a product is 2 m n k; attention counts the visible half when it is causal, 4 D per score
  * forward and 10 D backward (FlashAttention-2's convention, arXiv 2307.08691, section 4); bytes are operands read plus
- * results written once.
+ * results written once. "limit" is the share of the machine's limit: the time that the operations would take at the
+ * peak rate of their type, or the bytes at memory's bandwidth, whichever is longer, over the time taken. Both limits
+ * are measured by the device when the table is made; data that a cache still holds passes the second one.
  */
 #include "exec/exec_impl.h"
 
@@ -53,41 +55,70 @@ typedef struct row {
     const char *name;
     int calls;
     double seconds, flops, bytes;
+    double least; /* seconds at the machine's limits */
 } row;
+
+typedef struct limits {
+    double flops[2], bytes; /* a second; f32, bf16; 0: not known */
+} limits;
+
+static limits measure_limits(const exec *e) {
+    const device *d = e->o.dev;
+    limits l = {{0, 0}, 0};
+    if (d->peak_flops)
+        l.flops[0] = d->peak_flops(DT_F32, e->o.threads), l.flops[1] = d->peak_flops(DT_BF16, e->o.threads);
+    if (d->peak_bytes) l.bytes = d->peak_bytes(e->o.threads);
+    return l;
+}
+
+static double least_seconds(const limits *l, const dev_call *c) {
+    double peak = l->flops[c->nin && c->in[0].type == DT_BF16];
+    double by_flops = peak > 0 ? exec_call_flops(c) / peak : 0;
+    double by_bytes = l->bytes > 0 ? exec_call_bytes(c) / l->bytes : 0;
+    return by_flops > by_bytes ? by_flops : by_bytes;
+}
 
 static int by_time(const void *a, const void *b) {
     double x = ((const row *)a)->seconds, y = ((const row *)b)->seconds;
     return (x < y) - (x > y);
 }
 
-static void add_rows(const call *calls, int n, double runs, row *rows, double *total) {
+static void add_rows(const call *calls, int n, double runs, const limits *l, row *rows, double *total) {
     for (int i = 0; i < n; i++) {
         const call *k = &calls[i];
         row *r = &rows[k->c.op];
         if (!k->run) { /* a loop: what its tiles did */
-            add_rows(k->body, k->nbody, runs * (double)k->tiles, rows, total);
+            add_rows(k->body, k->nbody, runs * (double)k->tiles, l, rows, total);
             continue;
         }
         r->calls += (int)runs;
         r->seconds += k->seconds;
         r->flops += runs * exec_call_flops(&k->c);
         r->bytes += runs * exec_call_bytes(&k->c);
+        r->least += runs * least_seconds(l, &k->c);
         *total += k->seconds;
     }
 }
 
 void exec_profile_table(const exec *e, buf *out) {
     row rows[OP_COUNT];
-    double total = 0;
+    double total = 0, least = 0;
+    const limits l = measure_limits(e);
     for (int op = 0; op < OP_COUNT; op++) rows[op] = (row){.name = op_table[op].name};
-    add_rows(e->calls[PROG_STEP], e->p->program[PROG_STEP].instrs.n, 1, rows, &total);
+    add_rows(e->calls[PROG_STEP], e->p->program[PROG_STEP].instrs.n, 1, &l, rows, &total);
     qsort(rows, OP_COUNT, sizeof *rows, by_time);
-    buf_printf(out, "%-16s %6s %10s %6s %9s %9s\n", "kernel", "calls", "ms", "share", "GFLOP/s", "GB/s");
-    for (int i = 0; i < OP_COUNT && rows[i].calls; i++)
-        buf_printf(out, "%-16s %6d %10.3f %5.1f%% %9.1f %9.1f\n", rows[i].name, rows[i].calls, 1e3 * rows[i].seconds,
-                   100 * rows[i].seconds / total, 1e-9 * rows[i].flops / rows[i].seconds,
-                   1e-9 * rows[i].bytes / rows[i].seconds);
-    buf_printf(out, "%-16s %6s %10.3f\n", "all", "", 1e3 * total);
+    if (l.bytes > 0)
+        buf_printf(out, "limits on %d threads: %.1f GFLOP/s in f32, %.1f in bf16, %.1f GB/s\n", e->o.threads,
+                   1e-9 * l.flops[0], 1e-9 * l.flops[1], 1e-9 * l.bytes);
+    buf_printf(out, "%-16s %6s %10s %6s %9s %9s %6s\n", "kernel", "calls", "ms", "share", "GFLOP/s", "GB/s", "limit");
+    for (int i = 0; i < OP_COUNT && rows[i].calls; i++) {
+        const row *r = &rows[i];
+        buf_printf(out, "%-16s %6d %10.3f %5.1f%% %9.1f %9.1f %5.0f%%\n", r->name, r->calls, 1e3 * r->seconds,
+                   100 * r->seconds / total, 1e-9 * r->flops / r->seconds, 1e-9 * r->bytes / r->seconds,
+                   100 * r->least / r->seconds);
+        least += r->least;
+    }
+    buf_printf(out, "%-16s %6s %10.3f %34s %5.0f%%\n", "all", "", 1e3 * total, "", 100 * least / total);
 }
 
 sp_status exec_profile_write(const exec *e, const char *path) {

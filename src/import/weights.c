@@ -2,6 +2,8 @@
 #include "import/weights.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 struct wt_source {
     arena *a;
@@ -178,4 +180,14 @@ void wt_read(const wt_tensor *t, int64_t begin, int64_t n, dtype to, void *dst) 
         }
         d += run * step, i += run;
     }
+}
+
+void wt_release(const wt_tensor *t) {
+    /* Clean pages of a private mapping of a file (both sources map theirs so); the pages at the ends have neighbours.
+     */
+    if (!t->contiguous || t->count == 0) return;
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)t->data;
+    const uintptr_t from = (at + page - 1) / page * page,
+                    to = (at + (uintptr_t)(t->count * dtype_size(t->type))) / page * page;
+    if (from < to) (void)madvise((void *)from, to - from, MADV_DONTNEED);
 }

@@ -39,4 +39,8 @@ sp_status wt_find(wt_source *s, const char *fqn, wt_tensor *out) SP_NODISCARD;
 /* Converts elements BEGIN to BEGIN + N (in row-major order) of T to type TO at DST. */
 void wt_read(const wt_tensor *t, int64_t begin, int64_t n, dtype to, void *dst);
 
+/* The process no longer needs T's pages: what was read of them stops counting as its memory. Reading T again is allowed
+ * and takes them from the file. */
+void wt_release(const wt_tensor *t);
+
 #endif

@@ -233,5 +233,6 @@ sp_status train_model_read(const train_model *m, const char *name, dtype to, int
     CHECK(t.count == count, "weight %s has %lld elements, the graph has %lld", name, (long long)t.count,
           (long long)count);
     wt_read(&t, 0, count, to, dst);
+    wt_release(&t); /* else a training process would hold its weights twice */
     return SP_OK;
 }

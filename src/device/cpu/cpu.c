@@ -50,7 +50,8 @@ static void release(dev_call *c) {
     if (c->op == OP_dot) cpu_dot_release(c);
 }
 
-const device device_cpu = {"cpu", table, workspace, prepare, release, kern_sumsq, kern_adamw};
+const device device_cpu = {"cpu",      table,      workspace,       prepare,        release,
+                           kern_sumsq, kern_adamw, kern_peak_flops, kern_peak_bytes};
 
 const device *device_find(const char *name) {
     if (strcmp(name, "cpu") == 0) return &device_cpu;

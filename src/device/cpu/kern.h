@@ -213,4 +213,12 @@ void kern_embed_bwd(dtype t, int64_t rows, int64_t n, const int64_t *ids, int64_
  * p -= lr * mhat / (sqrt(vhat) + eps). p, g, m, v f32 (n); copy (bf16, n) receives the rounded new p; NULL for none. */
 void kern_adamw(int64_t n, float *p, const float *g, float *m, float *v, const adamw_params *a, void *copy);
 
+/* ---- the machine's limits (peak.c) -------------------------------------------------------------- */
+
+/* Operations a second that `threads` threads reach from registers alone: multiply-adds of f32, or, where the machine
+ * has them, dot products of bf16 pairs (else as f32). About 0.1 s. */
+double kern_peak_flops(dtype t, int threads);
+/* Bytes a second, read and written, when 128 MiB are scaled in place; 0: no memory for it. About 0.1 s. */
+double kern_peak_bytes(int threads);
+
 #endif

@@ -44,4 +44,4 @@ static sp_status prepare(dev_call *c) {
 }
 static void release(dev_call *c) { (void)c; }
 
-const device device_ref = {"ref", table, coll_workspace, prepare, release, NULL, NULL};
+const device device_ref = {"ref", table, coll_workspace, prepare, release, NULL, NULL, NULL, NULL};
