@@ -75,6 +75,13 @@ static double step_seconds(const train_compiled *c, int64_t accum) {
     return s;
 }
 
+/* How far the whole step is above the lower bound of its seconds: what the passes did not decide is in both. */
+static double gap_of(const train_compiled *c, int64_t accum) {
+    double is = step_seconds(c, accum), passes = (double)accum * (c->cost.forward + c->cost.backward + c->cost.again),
+           bound = (double)accum * c->save.step_bound + is - passes;
+    return is / bound - 1;
+}
+
 static sp_status print_json(const cli_options *o, const train_compiled *c, int ranks, int64_t max_seq) {
     const plan *p = c->plan;
     report_comm sent[COMMS];
@@ -90,7 +97,7 @@ static sp_status print_json(const cli_options *o, const train_compiled *c, int r
                           "budget_bytes", o->memory ? json_integer(o->memory) : json_null(), "live_lower_bound_bytes",
                           (json_int_t)bound, "arena_bytes", (json_int_t)m->arena, "saved_bytes", (json_int_t)m->saved,
                           "recompute_fraction", again / step, "lower_bound_gap",
-                          ours ? json_real(c->save.gap) : json_null(), "comm_bytes_per_rank",
+                          ours ? json_real(gap_of(c, o->accum)) : json_null(), "comm_bytes_per_rank",
                           (json_int_t)comm_bytes(sent), "step_seconds_estimate", json_real(step), "max_seq",
                           max_seq ? json_integer(max_seq) : json_null(), "host_bytes", (json_int_t)m->section[SEC_HOST],
                           "host_budget_bytes", o->host_memory ? json_integer(o->host_memory) : json_null());
@@ -133,8 +140,11 @@ static void print_table(const cli_options *o, const train_compiled *c, int ranks
     row("  alive at their peak: communication", m->peak_comm);
     row("  least that any placement needs", m->live_bound);
     row("peak", m->arena);
+    buf list = {0};
+    plan_print_peak(p, 8, &list);
     if (o->host_memory) row("host copies", m->section[SEC_HOST]);
-    printf("\n");
+    printf("\n  largest activations alive at the peak:%s\n\n", list.data ? list.data : "");
+    buf_free(&list);
     row("saved by forward for backward", m->saved);
     row("sent to other ranks in a step", comm_bytes(sent));
     printf("\n");
@@ -142,8 +152,10 @@ static void print_table(const cli_options *o, const train_compiled *c, int ranks
     seconds("a step", step_seconds(c, o->accum));
     seconds("  of it computed again", (double)o->accum * c->cost.again);
     seconds("  of it communication", comm_seconds(sent));
-    if (strcmp(c->save.policy, "budget") == 0 && o->memory)
+    if (strcmp(c->save.policy, "budget") == 0 && o->memory) {
         seconds("  no plan computes again less than", (double)o->accum * c->save.bound);
+        printf("  %-34s %14.2f  %%\n", "  the step is above its bound by", 100 * gap_of(c, o->accum));
+    }
 }
 
 static sp_status write_report(const cli_options *o, const train_compiled *c, int ranks, int64_t max_seq) {
@@ -165,45 +177,13 @@ static sp_status write_report(const cli_options *o, const train_compiled *c, int
     return report_write(o->report, c->plan, &f);
 }
 
-/* The longest sequence whose plan fits: doubled until it does not, then bisected. Lengths that the model refuses for
- * other reasons count as not fitting. */
-static sp_status longest(const train_model *m, train_setup s, int64_t *best) {
-    int64_t low = 0, high = 0, step = s.ranks;
-    for (int64_t n = 64 * step; n <= (int64_t)1 << 32; n *= 2) {
-        train_compiled c;
-        s.seq = n;
-        if (train_compile(m, &s, &c) != SP_OK) {
-            high = n;
-            break;
-        }
-        low = n;
-        train_compiled_free(&c);
-    }
-    CHECK(low || high > step, "no sequence length fits: %s", err_text());
-    while (high && high - low > max64(step, low / 256)) { /* to half a percent */
-        int64_t n = low + (high - low) / 2 / step * step;
-        if (n == low) break;
-        train_compiled c;
-        s.seq = n;
-        if (train_compile(m, &s, &c) == SP_OK) {
-            train_compiled_free(&c);
-            low = n;
-        } else {
-            high = n;
-        }
-    }
-    CHECK(low > 0, "no sequence length fits: %s", err_text());
-    *best = low;
-    return SP_OK;
-}
-
 static sp_status run(const cli_options *o, const train_model *m, int ranks) {
     train_setup s = cli_setup(o, ranks, max64(1, o->threads) > 1 ? (int)o->threads : 1);
     int64_t max_seq = 0;
     if (o->seq_max) {
         CHECK(o->memory, "--seq max needs --memory BYTES, or a --machine");
         CHECK(!m->fixed_seq, "the model was exported for sequences of %lld tokens only", (long long)m->fixed_seq);
-        TRY(longest(m, s, &max_seq));
+        TRY(train_longest(m, &s, &max_seq));
         s.seq = max_seq;
     }
     train_compiled c;

@@ -4,7 +4,8 @@
  * is best depends on the budget: with enough of it no tiles, at the floor many small ones, in between a few large ones
  * with more kept. So the choices of tiling are run through the passes that follow, each with the plan that `save` finds
  * for it, and the one with the least estimated time of a step is taken; of equals the coarsest. Each choice's time
- * falls with the budget, so the least of them does too.
+ * falls with the budget, so the least of them does too. A choice is passed over when its plan would not win even if it
+ * computed again no more than it must.
  *
  * Only where there is something to choose: the policy `budget` with a budget, and neither tiles nor their size given by
  * the user. Requires: a joint graph. Keeps: everything; only the options change.
@@ -13,11 +14,14 @@
 
 #include <math.h>
 
-/* Coarse to fine. share: a loop's working set is at most what crosses its border, divided by this. */
+/* Coarse to fine. share: a loop's working set is at most what crosses its border, divided by this; loss: the same for
+ * the loss head. late: the part of the layers, next to the loss, whose MLPs are cut: those before them run beside fewer
+ * kept values. */
 static const struct {
     const char *policy;
-    int share;
-} choices[] = {{"off", 0}, {"loss", 0}, {"auto", 1}, {"auto", 8}};
+    int loss, share, late;
+} choices[] = {{"off", 0, 0, 0},  {"loss", 1, 0, 0}, {"auto", 1, 1, 4}, {"auto", 1, 1, 2},
+               {"auto", 1, 2, 2}, {"auto", 1, 2, 1}, {"auto", 8, 8, 2}, {"auto", 8, 8, 1}};
 enum { CHOICES = sizeof choices / sizeof *choices };
 
 /* The passes behind `diff` under one choice; *seconds of a microbatch. */
@@ -38,25 +42,31 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
     const pass_options *o = given;
     cost_machine cpu;
     *out = *given;
+    out->again_bound = INFINITY;
     bool budget = (!o->save_policy || strcmp(o->save_policy, "budget") == 0) && o->memory > 0 && o->lower;
     if (!budget || (o->tile_policy && strcmp(o->tile_policy, "auto") != 0) || o->tile_bytes) return SP_OK;
     TRY(cost_machine_parse(joint->a, "cpu", &cpu));
     const cost_machine *machine = o->machine ? o->machine : &cpu;
-    double best = INFINITY;
-    int64_t least = INT64_MAX; /* budget, where none fits: the choice that needs the least speaks for all */
+    double best = INFINITY, tiled = 0; /* tiled: what every plan with a tiled loss computes again, at least */
+    int64_t least = INT64_MAX;         /* budget, where none fits: the choice that needs the least speaks for all */
     for (int i = 0; i < CHOICES; i++) {
         save_report r = {0};
         double seconds = 0;
         pass_options x = *given;
         x.tile_policy = choices[i].policy;
         x.tile_share = choices[i].share;
+        x.loss_share = choices[i].loss;
+        x.tile_late = choices[i].late;
         x.save = &r;
-        if (best < INFINITY) { /* can it win even if everything were kept? */
+        if (best < INFINITY) { /* can it win even with the least that may be computed again? */
             pass_options all = x;
             all.save_policy = "all";
-            if (attempt(joint, &all, machine, &seconds) != SP_OK || seconds >= best) continue;
+            if (attempt(joint, &all, machine, &seconds) != SP_OK || seconds + tiled >= best) continue;
         }
-        if (attempt(joint, &x, machine, &seconds) != SP_OK) {
+        sp_status ok = attempt(joint, &x, machine, &seconds);
+        out->again_bound = fmin(out->again_bound, r.bound);
+        if (i) tiled = r.bound;
+        if (ok != SP_OK) {
             if (best < INFINITY || r.least <= 0 || r.least >= least) continue;
             least = r.least;
         } else {
@@ -65,6 +75,8 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
         }
         out->tile_policy = x.tile_policy;
         out->tile_share = x.tile_share;
+        out->loss_share = x.loss_share;
+        out->tile_late = x.tile_late;
         if (best < INFINITY && i == 0 && r.again <= 0) break; /* nothing is computed again, nothing is cut */
     }
     return SP_OK;

@@ -12,18 +12,21 @@
 /* ---- options: what the user asked for, for all passes ------------------------------------------ */
 
 typedef struct pass_options {
-    int64_t batch, seq;          /* B of one microbatch over all dp ranks; the user's S */
-    int ranks;                   /* of the sequence axis; 1: not sharded */
-    dtype compute;               /* DT_F32, DT_F64 or DT_BF16 */
-    const char *exchange;        /* "auto", "a2a", "gather" (ring comes later) */
-    int64_t mask_bytes;          /* most that a mask kept as data may take, on all ranks together; 0: 64 MiB */
-    const char *save_policy;     /* save.h; NULL: "budget" */
-    const char *tile_policy;     /* "auto", "loss" (the loss head only), "off" */
-    int tile_share;              /* a loop's working set: at most what crosses its border / this; 0: 8 */
-    int64_t tile_bytes;          /* bound on a loop's working set, and values above it are tiled; 0: by widths */
-    int64_t tile_rows;           /* fewest rows of one rank in a tile; 0: 256 */
-    int64_t memory;              /* bytes a rank, 0: no budget */
-    int64_t host_memory;         /* bytes a rank for values moved to the host; 0: none */
+    int64_t batch, seq;      /* B of one microbatch over all dp ranks; the user's S */
+    int ranks;               /* of the sequence axis; 1: not sharded */
+    dtype compute;           /* DT_F32, DT_F64 or DT_BF16 */
+    const char *exchange;    /* "auto", "a2a", "gather" (ring comes later) */
+    int64_t mask_bytes;      /* most that a mask kept as data may take, on all ranks together; 0: 64 MiB */
+    const char *save_policy; /* save.h; NULL: "budget" */
+    const char *tile_policy; /* "auto", "loss" (the loss head only), "off" */
+    int tile_share;          /* a loop's working set: at most what crosses its border / this; 0: 8 */
+    int loss_share;          /* the same for the loss head */
+    int tile_late;           /* loops behind `save` only in the last 1/tile_late of forward, first of backward; 0: 1 */
+    double again_bound;      /* set by pass_choose: no plan under any of its choices computes again less */
+    int64_t tile_bytes;      /* bound on a loop's working set, and values above it are tiled; 0: by widths */
+    int64_t tile_rows;       /* fewest rows of one rank in a tile; 0: 256 */
+    int64_t memory;          /* bytes a rank, 0: no budget */
+    int64_t host_memory;     /* bytes a rank for values moved to the host; 0: none */
     const cost_machine *machine; /* prices operators; NULL: "cpu" */
     const plan_options *lower;   /* how plans are lowered, for what they really take; NULL: only estimates */
     save_report *save;           /* filled by the pass `save` when not NULL */
@@ -59,7 +62,8 @@ int64_t pass_tile_padding(const pass_options *o, int64_t rows);
 /* schedule.c: the nodes in an order with a lower peak of live bytes, or the same order. */
 sp_status pass_schedule(const ir_graph *g, ir_graph **out) SP_NODISCARD;
 
-/* choose.c: how finely to tile, by trying; changes tile_policy and tile_share of the options. */
+/* choose.c: how finely to tile, by trying; changes tile_policy, the shares, tile_late and again_bound of the options.
+ */
 sp_status pass_choose(const ir_graph *joint, const pass_options *o, pass_options *out) SP_NODISCARD;
 
 /* ---- pipeline.c ------------------------------------------------------------------------------- */

@@ -1,6 +1,8 @@
 /* pipeline.c - the passes in order, readable top to bottom. The verifier runs after each. */
 #include "pass/pass.h"
 
+#include <math.h>
+
 /* Runs one pass: verify, show it to the caller. */
 #define RUN(name, call)                                                                                                \
     do {                                                                                                               \
@@ -39,6 +41,21 @@ sp_status pass_memory(const ir_graph *joint, const pass_options *o, pass_after *
     return SP_OK;
 }
 
+/* How far the step is from what no plan beats: all operators once, whole, and the least that any choice of tiles must
+ * compute again. (A choice that pass_choose did not plan takes more than the one taken even if it kept everything.) */
+static sp_status bounds(const ir_graph *before, const ir_graph *after, const pass_options *o) {
+    cost_machine cpu;
+    save_report *r = o->save;
+    if (!r) return SP_OK;
+    TRY(cost_machine_parse(before->a, "cpu", &cpu));
+    const cost_machine *m = o->machine ? o->machine : &cpu;
+    cost_step least = cost_graph(m, before), is = cost_graph(m, after);
+    r->bound = fmin(r->bound, o->again_bound);
+    r->step_bound = least.forward + least.backward + r->bound;
+    r->gap = (is.forward + is.backward + is.again) / r->step_bound - 1;
+    return SP_OK;
+}
+
 sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_after *after, void *ctx,
                         ir_graph **joint) {
     ir_graph *g;
@@ -53,7 +70,8 @@ sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_af
     RUN("diff", pass_diff(g, &g));      /* the joint graph */
     pass_options chosen;
     TRY(pass_choose(g, o, &chosen)); /* how finely to tile under the budget */
-    return pass_memory(g, &chosen, after, ctx, joint);
+    TRY(pass_memory(g, &chosen, after, ctx, joint));
+    return bounds(g, *joint, &chosen);
 }
 
 const char *const pass_names[] = {"import", "simplify",  "bind",     "fold", "cast", "shard",

@@ -129,33 +129,33 @@ static sp_status try_point(search *s, int point, int64_t *bytes) {
     return ok;
 }
 
+/* No plan fits: names what the leanest one takes. */
 static sp_status too_small(search *s, int64_t least) {
-    int at = 0;
-    char have[24], want[24], window[24], kept[24];
+    s->r->least = least;
     take(s, 0);
     report_plans(s->m, s->plan, s->r);
-    s->r->least = least;
-    int64_t sum = 0, most = -1, before = 0;
-    for (int k = 0; k < s->m->nseg; k++) {
-        if (sum + s->r->segment[k].window > most) {
-            most = sum + s->r->segment[k].window;
-            before = sum;
-            at = k;
-        }
-        sum += s->r->segment[k].kept;
-    }
-    FAIL("--memory %s is too small: the least feasible budget is %s (%lld bytes); at that peak, segment %d of %d (%s) "
-         "has %s alive beside %s that the segments before it keep; use a shorter --seq, more --ranks or a larger "
-         "--memory",
-         human_bytes(s->o->memory, have), human_bytes(least, want), (long long)least, at + 1, s->m->nseg,
-         s->r->segment[at].name, human_bytes(s->r->segment[at].window, window), human_bytes(before, kept));
+    char have[24], want[24];
+    if (!s->o->lower)
+        FAIL("--memory %s is too small: the least feasible budget is %s (%lld bytes), by estimate",
+             human_bytes(s->o->memory, have), human_bytes(least, want), (long long)least);
+    arena *a = arena_new();
+    ir_graph *g;
+    plan *p;
+    sp_status ok = save_emit(s->m, a, s->plan, &g);
+    if (ok == SP_OK && s->o->finish) ok = s->o->finish(s->o->ctx, g, &g);
+    if (ok == SP_OK) ok = plan_build(g, s->o->lower, &p);
+    if (ok == SP_OK) ok = plan_refuse(p, s->o->memory, NULL);
+    arena_free(a);
+    return ok;
 }
 
 /* The fastest point that fits, -1 when none does (*least: the leanest's bytes): guess by the estimate and the last
  * candidate's correction, then close in. */
 static sp_status fit(search *s, int *point, int64_t *least) {
-    int lo = -1, hi = s->pts->n, k = s->pts->n - 1; /* lo fits, hi does not */
+    int lo = -1, hi = s->pts->n, k; /* lo fits, hi does not */
     int64_t bytes = 0, budget = s->o->memory;
+    k = remat_curve_find(s->curve, budget - s->m->resident);
+    if (k < 0) k = 0;
     for (int round = 0; hi - lo > 1; round++) {
         TRY(try_point(s, k, &bytes));
         if (budget <= 0 || bytes <= budget) {
@@ -185,19 +185,19 @@ static search search_of(search s, const remat_plans *plans, int64_t host_memory)
     return s;
 }
 
-/* The fastest plan so far. */
+/* A plan that was lowered. */
 typedef struct found {
     search s;
     int point; /* -1: none */
     int64_t arena;
 } found;
 
-/* Is a point of this search's front faster than the best? *least: of all budgets tried, as in fit. */
-static sp_status try_search(search *s, found *best, int64_t *least) {
+/* Is a point of this search's front faster than the best? When none of it fits: is its leanest the leanest so far? */
+static sp_status try_search(search *s, found *best, found *lean) {
     int point;
-    int64_t own;
-    TRY(fit(s, &point, &own));
-    if (point < 0) *least = min64(*least, own);
+    int64_t least;
+    TRY(fit(s, &point, &least));
+    if (point < 0 && (lean->point < 0 || least < lean->arena)) *lean = (found){*s, 0, least};
     bool faster =
         point >= 0 && (best->point < 0 || s->pts->data[point].seconds < best->s.pts->data[best->point].seconds);
     if (faster) *best = (found){*s, point, s->r->arena};
@@ -255,6 +255,23 @@ static remat_plans *leanest_on_host(const save_model *m, const remat_plans *plan
     return out;
 }
 
+/* Seconds that no plan computes again less than, for any tiling. Where the backward starts, all that is kept is alive
+ * at once, beside what is always there; in each segment's backward, all that the segments before it keep, beside what
+ * is there whole under every plan. None of this is an estimate: these are buffers. */
+static double bound_of(const save_model *m, const save_options *o, const remat_plans *plans) {
+    remat_plans *bare = ARENA_ARRAY(m->a, remat_plans, m->ncls);
+    for (int c = 0; c < m->ncls; c++) {
+        int64_t least = save_least_window(m, m->first[c]);
+        for (int k = 0; k < plans[c].n; k++) {
+            remat_plan p = plans[c].data[k];
+            p.window = least;
+            vec_push(m->a, &bare[c], p);
+        }
+    }
+    remat_chain kept = {.n = m->nseg, .cls = m->cls, .plans = bare, .host_budget = o->host_memory};
+    return remat_chain_bound(&kept, o->memory - m->resident);
+}
+
 static sp_status budget_policy(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
     search s = {.m = m, .o = o, .r = r};
     remat_plans *plans = ARENA_ARRAY(m->a, remat_plans, m->ncls);
@@ -273,17 +290,16 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
         for (int k = 0; k < tiled[c].n; k++) tiled[c].data[k].window = tiled[c].data[k].bytes + tiled[c].data[k].host;
     }
     /* First without the host: it is used only where that makes a step faster, or possible. */
-    found best = {.point = -1};
-    search whole = s;
-    int64_t least = INT64_MAX;
+    r->resident = m->resident;
+    r->bound = bound_of(m, o, plans);
+    found best = {.point = -1}, lean = {.point = -1};
     remat_plans *sets[] = {plans, tiled, plans, tiled, leanest_on_host(m, tiled)};
     for (int k = 0; k < (o->host_memory > 0 ? 5 : 2); k++) {
         if (best.point >= 0 && best.s.pts->data[best.point].seconds <= 0) break;
         search x = search_of(s, sets[k], k < 2 ? 0 : o->host_memory);
-        if (k % 2 == 0) whole = x;
-        TRY(try_search(&x, &best, &least));
+        TRY(try_search(&x, &best, &lean));
     }
-    if (best.point < 0) return too_small(&whole, least);
+    if (best.point < 0) return too_small(&lean.s, lean.arena);
     s = best.s;
     r->point = best.point;
     r->arena = best.arena;
@@ -291,12 +307,6 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
     TRY(save_emit(m, m->g->a, s.plan, out));
     report_plans(m, s.plan, r);
     r->front = s.pts;
-    /* What the budget leaves to the model: it is held against the same estimate that the chosen plan has. */
-    int64_t room = o->memory > 0 ? s.pts->data[r->point].peak + max64(0, o->memory - r->arena) : INT64_MAX / 2;
-    s.chain.host_budget = o->host_memory;
-    r->bound = remat_chain_bound(&s.chain, room);
-    double step = r->forward + r->backward;
-    r->gap = step > 0 ? (r->again - r->bound) / (step + r->bound) : 0;
     return SP_OK;
 }
 

@@ -46,11 +46,14 @@ typedef struct save_report {
     int64_t estimate;          /* peak of the model: segments only, without what is resident */
     int64_t arena;             /* bytes of a rank under this plan, everything included; 0 without a budget */
     int64_t least;             /* least feasible budget, when the given one was refused */
+    int64_t resident;          /* of the bytes of a rank, those that no plan can save (policy budget) */
     int rounds;                /* candidates lowered */
     double forward, backward;  /* seconds of one step without recomputation */
     double again, comm_again;  /* seconds computed again; of these collectives */
     double bound;              /* lower bound of `again` at this budget (policy budget); 0 else */
-    double gap;                /* (step - bound of step) / bound of step */
+    double step_bound;         /* lower bound of the step's seconds: all operators once, untiled, and `bound`; set by
+                                  pass_pipeline */
+    double gap;                /* (step - step_bound) / step_bound; set by pass_pipeline */
     const remat_points *front; /* peak (as `estimate`) against time; NULL for fixed policies */
     int point;                 /* the one taken, -1 */
 } save_report;
@@ -58,8 +61,8 @@ typedef struct save_report {
 /* Rewrites the joint graph: values to be moved are copied by `offload` behind their last forward reader, and back by
  * `fetch` when the segment after theirs begins its backward; values to be computed again get clones of their operators
  * (tag 2) in the backward, just before their first reader. Results are bit-equal to the unchanged graph's. Fails when
- * the policy is unknown, and when no plan of the policy `budget` fits, naming the least feasible budget and the segment
- * that blocks it; other policies do not look at the budget. *r is filled on success, and `least` also on such a
+ * the policy is unknown, and when no plan of the policy `budget` fits, naming the least feasible budget and the buffers
+ * alive at its peak; other policies do not look at the budget. *r is filled on success, and `least` also on such a
  * failure. Deterministic; not collective. */
 sp_status pass_save(const ir_graph *joint, const save_options *o, save_report *r, ir_graph **out) SP_NODISCARD;
 

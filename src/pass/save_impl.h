@@ -28,15 +28,20 @@ typedef struct save_model {
     int *home;     /* by node: its segment; -1 for leaves, side values and weights */
     int nseg, ncls;
     save_seg *seg;
-    int *cls;      /* by segment */
-    int *first;    /* by class: one of its segments */
-    int64_t *work; /* by node: workspace and short-lived copies of its operands, bytes */
+    int *cls;         /* by segment */
+    int *first;       /* by class: one of its segments */
+    int64_t *work;    /* by node: workspace and short-lived copies of its operands, bytes */
+    int64_t *scratch; /* by node: its workspace alone */
+    int64_t resident; /* bytes of parameters, gradients, moments, constants and inputs; 0 without a way to lower */
 } save_model;
 
 /* Cuts the forward where exactly one activation is alive, joins what repeats into layers, and describes each segment;
  * one: the whole graph as a single segment, for policies that do not know layers; exact: windows count workspaces. */
 sp_status save_model_build(arena *a, const ir_graph *g, const save_options *o, bool one, bool exact,
                            save_model *m) SP_NODISCARD;
+
+/* save_bound.c: bytes alive at once in segment k's backward under every plan and every tiling, at least. */
+int64_t save_least_window(const save_model *m, int k);
 
 /* The saved sets of PyTorch's default partitioner and of AutoSP's rule on a model of one segment. */
 sp_status save_rule_plan(const save_model *m, bool autosp, remat_plan *p) SP_NODISCARD;

@@ -323,14 +323,17 @@ static bool *accumulated(const save_model *m) {
 static sp_status workspaces(save_model *m, const plan_options *lower) {
     plan *p;
     m->work = ARENA_ARRAY(m->a, int64_t, m->g->nodes.n);
+    m->scratch = ARENA_ARRAY(m->a, int64_t, m->g->nodes.n);
     if (!lower) return SP_OK;
     TRY(plan_build(m->g, lower, &p));
+    m->resident = p->memory.arena - p->memory.section[SEC_WORK];
     const plan_program *pr = &p->program[PROG_STEP];
     for (int i = 0; i < pr->instrs.n; i++) {
         const plan_instr *x = &pr->instrs.data[i];
         if (!x->node) continue;
         int64_t *work = &m->work[x->node - m->g->nodes.data];
         if (x->work >= 0) *work += p->bufs.data[x->work].bytes;
+        if (x->work >= 0) m->scratch[x->node - m->g->nodes.data] = p->bufs.data[x->work].bytes;
         if (x->op != x->node->op && x->nout == 1) {
             const plan_buf *b = &p->bufs.data[x->out[0].buf];
             if (b->section == SEC_WORK && b->last - b->first <= x->node->nin) *work += b->bytes;

@@ -243,14 +243,29 @@ int64_t pass_tile_padding(const pass_options *o, int64_t rows) {
     return round_up(rows, unit);
 }
 
+/* Early layers run beside few kept values: there is room to run them whole. Takes nodes out that are far from where the
+ * backward starts. */
+static void only_late(tiler *t) {
+    const ir_graph *g = t->g;
+    int turn = 0, n = g->nodes.n, part = t->o->tile_late;
+    if (part <= 1) return;
+    while (turn < n && !g->nodes.data[turn].tag) turn++;
+    for (int i = 0; i < n; i++) {
+        bool late = i < turn ? i >= turn - turn / part : i < turn + (n - turn) / part;
+        if (!late) t->fits[i] = false;
+    }
+}
+
 sp_status pass_tile(const ir_graph *g, const pass_options *o, bool loss, ir_graph **out) {
     *out = (ir_graph *)g;
     tiler t = {.g = g, .o = o, .rows = g->seq / (o->ranks > 1 ? o->ranks : 1), .min_rows = least_rows(o)};
+    t.share = loss ? o->loss_share : o->tile_share;
     t.most = most_tiles(t.rows, t.min_rows);
     bool only_loss = o->tile_policy && strcmp(o->tile_policy, "loss") == 0;
     if (off(o) || t.most == 1 || (only_loss && !loss)) return SP_OK;
     t.a = arena_new();
     tile_analyse(&t);
+    if (!loss) only_late(&t);
     tile_find(&t, loss);
     sp_status s = t.regions.n ? rebuild(&t, out) : SP_OK;
     arena_free(t.a);

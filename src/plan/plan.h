@@ -139,6 +139,14 @@ sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) SP_NO
 /* The plan as text: one line per buffer and instruction. */
 void plan_print(const plan *p, buf *out);
 
+/* alive.c: the buffers of the work area that are alive where the step program is fullest, the `most` largest first, a
+ * line each ("\n  16.00 MiB f32[1,512,2048] dot 'linear_4' with model.layers.0.mlp.up.weight, kept for the backward
+ * (model.py:31)"), then what the others sum up to. */
+void plan_print_peak(const plan *p, int most, buf *out);
+/* The refusal of a budget below what a plan takes: its parts and the largest buffers at its peak, the latter in lines
+ * of their own. policy: whose plan it is; NULL: the leanest plan that there is. Always SP_FAIL. */
+sp_status plan_refuse(const plan *p, int64_t budget, const char *policy) SP_NODISCARD;
+
 /* ---- used by plan.c; place_plan behind them ---- */
 
 /* inplace.c: lets results take over operands' buffers. Edits the program. */

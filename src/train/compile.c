@@ -1,6 +1,8 @@
 /* compile.c - from options to a plan, and from a plan to a loaded runtime on one rank. */
 #include "train/compile.h"
 
+#include <stdlib.h>
+
 static sp_status fixed_or(int64_t fixed, int64_t asked, const char *option, const char *what, int64_t *out) {
     CHECK(fixed || asked, "the model takes any %s; give --%s N", what, option);
     CHECK(!fixed || !asked || fixed == asked, "the model was exported for a %s of %lld only; give --%s %lld", what,
@@ -38,19 +40,12 @@ sp_status train_options(const train_model *m, const train_setup *s, pass_options
     return SP_OK;
 }
 
-static sp_status check_budget(const plan *p, int64_t budget) {
-    char need[24], have[24], params[24], grads[24], state[24], work[24];
-    const plan_memory *m = &p->memory;
-    CHECK(!budget || m->arena <= budget,
-          "a rank needs %s, --memory allows %s; of it parameters %s, gradients %s, optimizer %s, activations %s: raise "
-          "--memory, lower --seq or --batch, or take more ranks",
-          human_bytes(m->arena, need), human_bytes(budget, have), human_bytes(m->section[SEC_PARAM], params),
-          human_bytes(m->section[SEC_GRAD], grads), human_bytes(m->section[SEC_MOMENT], state),
-          human_bytes(m->section[SEC_WORK], work));
-    return SP_OK;
-}
+/* Why the budget refused a plan; zeros when something else went wrong. */
+typedef struct shortage {
+    int64_t need, fixed; /* bytes that the leanest plan takes; of them at any length */
+} shortage;
 
-static sp_status compile(const train_model *m, const train_setup *s, train_compiled *c) {
+static sp_status compile_into(const train_model *m, const train_setup *s, train_compiled *c, shortage *why) {
     ir_graph forward = *m->forward, *joint; /* passes allocate in their input's arena and do not change it */
     forward.a = c->a;
     exec_options eo = {.dev = c->dev, .threads = s->threads};
@@ -61,20 +56,107 @@ static sp_status compile(const train_model *m, const train_setup *s, train_compi
     passes.machine = &c->machine;
     passes.save = &c->save;
     passes.lower = &po; /* what a plan really takes depends on the device */
-    TRY(pass_pipeline(&forward, &passes, NULL, NULL, &joint));
+    if (pass_pipeline(&forward, &passes, NULL, NULL, &joint) != SP_OK) {
+        *why = (shortage){c->save.least, c->save.resident};
+        return SP_FAIL;
+    }
     c->cost = cost_graph(&c->machine, joint);
     TRY(plan_build(joint, &po, &c->plan));
-    return check_budget(c->plan, s->memory);
+    if (!s->memory || c->plan->memory.arena <= s->memory) return SP_OK;
+    const plan_memory *taken = &c->plan->memory;
+    *why = (shortage){taken->arena, taken->arena - taken->section[SEC_WORK]};
+    return plan_refuse(c->plan, s->memory, c->save.policy);
 }
 
-sp_status train_compile(const train_model *m, const train_setup *s, train_compiled *out) {
+static sp_status compile(const train_model *m, const train_setup *s, train_compiled *out, shortage *why) {
     *out = (train_compiled){.dev = device_find(s->device), .host_dir = s->host_dir};
+    *why = (shortage){0};
     CHECK(out->dev, "this build has no device '%s'", s->device);
     if (out->dev == &device_cpu) TRY(cpu_runs_here());
     CHECK(s->compute != DT_F64 || strcmp(s->device, "ref") == 0, "--dtype f64 needs --device ref");
     out->a = arena_new();
-    if (compile(m, s, out) == SP_OK) return SP_OK;
+    if (compile_into(m, s, out, why) == SP_OK) return SP_OK;
     train_compiled_free(out);
+    return SP_FAIL;
+}
+
+/* Does a length fit? *bytes: what its plan takes, or would. Lengths that the model refuses for other reasons count as
+ * not fitting, with 0 bytes. */
+static bool fits(const train_model *m, const train_setup *s, int64_t seq, int64_t *bytes) {
+    train_compiled c;
+    train_setup t = *s;
+    shortage why;
+    t.seq = seq;
+    if (compile(m, &t, &c, &why) != SP_OK) {
+        *bytes = why.need;
+        return false;
+    }
+    *bytes = c.plan->memory.arena;
+    train_compiled_free(&c);
+    return true;
+}
+
+sp_status train_longest(const train_model *m, const train_setup *s, int64_t *best) {
+    int64_t low = 0, high = 0, step = s->ranks, bytes;
+    for (int64_t n = 64 * step; n <= (int64_t)1 << 32; n *= 2) {
+        if (!fits(m, s, n, &bytes)) {
+            high = n;
+            break;
+        }
+        low = n;
+    }
+    CHECK(low || high > step, "no sequence length fits: %s", err_text());
+    while (high && high - low > max64(step, low / 256)) { /* to half a percent */
+        int64_t n = low + (high - low) / 2 / step * step;
+        if (n == low) break;
+        if (fits(m, s, n, &bytes))
+            low = n;
+        else
+            high = n;
+    }
+    CHECK(low > 0, "no sequence length fits: %s", err_text());
+    *best = low;
+    return SP_OK;
+}
+
+/* The longest length below s->seq, which does not fit, mostly to a percent; 0 when none is found. Bytes grow
+ * nearly in proportion to the length, so a few steps along the line through the nearest lengths on both sides do where
+ * bisection would take a dozen compilations. */
+static int64_t longest_below(const train_model *m, const train_setup *s, const shortage *why) {
+    enum { TRIES = 5 };
+    int64_t step = s->ranks, low = 0, high = s->seq / step * step, low_bytes = why->fixed, high_bytes = why->need;
+    for (int i = 0; i < TRIES && high - low > max64(step, low / 128); i++) {
+        double slope = (double)(high_bytes - low_bytes) / (double)(high - low);
+        int64_t guess = low + (int64_t)((double)(s->memory - low_bytes) / slope), bytes;
+        guess = max64(guess, low + low / 128); /* above what fits already, by what decides */
+        int64_t n = min64(max64(guess / step * step, low + step), high - step);
+        if (n <= low) break;
+        if (fits(m, s, n, &bytes)) {
+            low = n;
+            low_bytes = bytes;
+        } else if (bytes) {
+            high = n;
+            high_bytes = bytes;
+        } else {
+            break; /* shorter than the model takes */
+        }
+    }
+    return low;
+}
+
+sp_status train_compile(const train_model *m, const train_setup *s, train_compiled *out) {
+    shortage why;
+    if (compile(m, s, out, &why) == SP_OK) return SP_OK;
+    if (!why.need || m->fixed_seq || why.fixed >= s->memory) return SP_FAIL;
+    char have[24], *text = strdup(err_text()); /* trying lengths sets other texts */
+    int64_t best = longest_below(m, s, &why);
+    human_bytes(s->memory, have);
+    if (best)
+        err_set("%s\n  the longest sequence that fits %s: --seq %lld; or take more --ranks or --memory", text, have,
+                (long long)best);
+    else
+        err_set("%s\n  no sequence length fits %s: take more --memory", text, have);
+    free(text);
     return SP_FAIL;
 }
 

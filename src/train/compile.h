@@ -38,9 +38,14 @@ typedef struct train_compiled {
 sp_status train_options(const train_model *m, const train_setup *s, pass_options *out) SP_NODISCARD;
 
 /* Compiles; the model stays as it is and may be compiled again. SP_FAIL when the plan needs more than s->memory, with
- * what it needs. Free with train_compiled_free. Not collective. */
+ * what it needs, the buffers alive at its peak, and the longest sequence that would fit. Free with train_compiled_free.
+ * Not collective. */
 sp_status train_compile(const train_model *m, const train_setup *s, train_compiled *out) SP_NODISCARD;
 void train_compiled_free(train_compiled *c);
+
+/* The longest sequence whose plan fits s->memory (s->seq is not read): doubled until it does not, then bisected to half
+ * a percent. SP_FAIL when none does, with why the shortest does not. */
+sp_status train_longest(const train_model *m, const train_setup *s, int64_t *best) SP_NODISCARD;
 
 /* Makes the exec of one rank and loads the model's weights into it. Collective. */
 sp_status train_load(const train_model *m, const train_compiled *p, comm *c, int threads, exec **out) SP_NODISCARD;
