@@ -548,6 +548,7 @@ static sp_status lower_program(arena *a, const pt2 *p, ir_graph **out, import_in
     add_rows(&L, lower_math);
     add_rows(&L, lower_nn);
     add_rows(&L, lower_index);
+    add_rows(&L, lower_compose);
     TRY(lo_check_operators(&L));
     L.scope = open_scope(&L, p->graph);
     TRY(find_sizes(&L, info));

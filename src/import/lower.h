@@ -71,7 +71,8 @@ struct lower {
     bool shift_seen;      /* a loss whose labels come through a shift */
 };
 
-extern const lo_row lower_views[], lower_math[], lower_nn[], lower_index[]; /* each ends with a NULL target */
+extern const lo_row lower_views[], lower_math[], lower_nn[], lower_index[],
+    lower_compose[]; /* each ends with a NULL target */
 
 /* ---- failure ------------------------------------------------------------------------------------------ */
 

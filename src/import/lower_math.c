@@ -1,6 +1,8 @@
 /* lower_math.c - arithmetic: element-wise operators with PyTorch's promotion, reductions and matrix products. */
 #include "import/lower.h"
 
+#include <math.h>
+
 /* Numbers of a comparison or a product take the type that the tensors decide. */
 static bool operands(lower *L, lo_operand *o, dtype *t, const char *second) {
     o[0] = lo_get_operand(L, "self");
@@ -107,7 +109,11 @@ static void power(lower *L, const lo_row *row) {
     dtype t;
     if (!operands(L, o, &t, "exponent")) return;
     ir_val x = lo_as_tensor(L, &o[0], t);
-    if (lo_needs_grad(L, o[1].v)) return lo_fail(L, "a power whose exponent needs a gradient");
+    if (lo_needs_grad(L, o[1].v)) { /* k^y = exp(y log k) for a number k > 0 */
+        if (o[0].v >= 0 || o[0].num <= 0) return lo_fail(L, "a power whose exponent needs a gradient");
+        ir_val y = lo_with_number(L, OP_mul, lo_as_tensor(L, &o[1], t), log(o[0].num));
+        return lo_return(L, 0, lo_op1(L, OP_exp, y, NO_ATTRS));
+    }
     if (o[1].v >= 0 || o[1].size || o[0].v < 0)
         return lo_return(L, 0, lo_binary(L, OP_pow, x, lo_as_tensor(L, &o[1], t)));
     double k = o[1].num;

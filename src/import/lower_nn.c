@@ -164,14 +164,26 @@ static bool is_shifted(lower *L, ir_val v) {
     return false;
 }
 
-static void reduce_loss(lower *L, ir_val loss, ir_val labels, int64_t ignore, int64_t how) {
+/* The class weight of each label, 0 where it is ignored; -1 without weights. */
+static ir_val label_weights(lower *L, ir_val labels, int64_t ignore) {
+    ir_val w = lo_optional_tensor(L, "weight");
+    if (w < 0 || L->failed) return -1;
+    if (lo_needs_grad(L, w)) return lo_fail(L, "class weights that need a gradient"), -1;
+    ir_val valid = lo_with_number(L, OP_ne, labels, (double)ignore);
+    ir_val at = lo_select(L, valid, labels, lo_number(L, DT_I64, 0));
+    ir_val x = lo_emit(L, OP_take, (ir_val[]){w, at}, 2, NO_ATTRS, NULL);
+    return lo_op2(L, OP_mul, x, lo_cast(L, valid, lo_type(L, x)->t), NO_ATTRS);
+}
+
+/* loss: per row, 0 where ignored, already weighted; weight: label_weights */
+static void reduce_loss(lower *L, ir_val loss, ir_val labels, ir_val weight, int64_t ignore, int64_t how) {
     int dims[IR_MAX_RANK], n = lo_type(L, loss)->rank;
     if (how == REDUCE_NONE) return lo_return(L, 0, loss);
     for (int i = 0; i < n; i++) dims[i] = i;
     ir_val sum = lo_sum(L, loss, n, dims, false);
     if (how == REDUCE_SUM) return lo_return(L, 0, sum);
-    ir_val valid = lo_cast(L, lo_with_number(L, OP_ne, labels, (double)ignore), lo_type(L, loss)->t);
-    ir_val count = lo_sum(L, valid, n, dims, false);
+    if (weight < 0) weight = lo_cast(L, lo_with_number(L, OP_ne, labels, (double)ignore), lo_type(L, loss)->t);
+    ir_val count = lo_sum(L, lo_cast(L, weight, lo_type(L, loss)->t), n, dims, false);
     lo_return(L, 0, lo_op2(L, OP_div, sum, count, NO_ATTRS));
     if (L->n->n_out > 1) lo_return(L, 1, count); /* nll_loss_forward's total weight */
 }
@@ -179,8 +191,6 @@ static void reduce_loss(lower *L, ir_val loss, ir_val labels, int64_t ignore, in
 static bool loss_arguments(lower *L, ir_val *logits, ir_val *labels) {
     *logits = lo_tensor(L, "self");
     *labels = lo_tensor(L, "target");
-    if (lo_arg(L, "weight")) lo_fail(L, "cross-entropy with class weights");
-    if (lo_float(L, "label_smoothing", 0) != 0) lo_fail(L, "cross-entropy with label smoothing");
     const ir_type x = *lo_type(L, *logits), y = *lo_type(L, *labels);
     if (!L->failed && dtype_is_float(y.t)) lo_fail(L, "cross-entropy with probabilities as labels");
     if (!L->failed && (x.rank < 1 || x.rank != y.rank + 1))
@@ -202,7 +212,25 @@ static void cross_entropy(lower *L, const lo_row *row) {
     if (!loss_arguments(L, &logits, &labels)) return;
     int64_t ignore = lo_int(L, "ignore_index", -100);
     ir_val loss = lo_op2(L, OP_xent, logits, labels, ATTRS(A_I("ignore", ignore)));
-    reduce_loss(L, loss, labels, ignore, lo_int(L, "reduction", REDUCE_MEAN));
+    ir_val weight = label_weights(L, labels, ignore);
+    double smooth = lo_float(L, "label_smoothing", 0);
+    if (weight >= 0) loss = lo_op2(L, OP_mul, loss, lo_cast(L, weight, lo_type(L, loss)->t), NO_ATTRS);
+    if (smooth != 0) { /* (1 - e) loss + e / classes * sum over classes of -w_c log p_c */
+        const ir_type t = *lo_type(L, logits);
+        int last = t.rank - 1;
+        ir_val top = lo_rmax(L, lo_stop_grad(L, logits), 1, &last, true), off = lo_binary(L, OP_sub, logits, top);
+        ir_val sum = lo_sum(L, lo_op1(L, OP_exp, off, NO_ATTRS), 1, &last, true);
+        ir_val nlp = lo_binary(L, OP_sub, lo_op1(L, OP_log, sum, NO_ATTRS), off);
+        ir_val w = lo_optional_tensor(L, "weight");
+        if (w >= 0) nlp = lo_binary(L, OP_mul, nlp, lo_cast(L, w, t.t));
+        ir_val mean = lo_sum(L, nlp, 1, &last, false);
+        mean = lo_binary(L, OP_div, mean, lo_size_value(L, t.t, t.dim[last]));
+        ir_val valid = lo_with_number(L, OP_ne, labels, (double)ignore);
+        mean = lo_select(L, valid, lo_cast(L, mean, lo_type(L, loss)->t), lo_number(L, lo_type(L, loss)->t, 0));
+        loss =
+            lo_binary(L, OP_add, lo_with_number(L, OP_mul, loss, 1 - smooth), lo_with_number(L, OP_mul, mean, smooth));
+    }
+    reduce_loss(L, loss, labels, weight, ignore, lo_int(L, "reduction", REDUCE_MEAN));
 }
 
 /* Negative log likelihood of log-probabilities: minus the one at the label, 0 where ignored. */
@@ -219,7 +247,9 @@ static void nll_loss(lower *L, const lo_row *row) {
     ir_val p = lo_op2(L, OP_gather, logp, at, ATTRS(A_I("dim", t.rank)));
     ir_val loss = lo_op1(L, OP_neg, lo_reshape(L, p, t.rank, t.dim), NO_ATTRS);
     loss = lo_select(L, valid, loss, lo_number(L, lo_type(L, loss)->t, 0));
-    reduce_loss(L, loss, labels, ignore, lo_int(L, "reduction", REDUCE_MEAN));
+    ir_val weight = label_weights(L, labels, ignore);
+    if (weight >= 0) loss = lo_op2(L, OP_mul, loss, lo_cast(L, weight, lo_type(L, loss)->t), NO_ATTRS);
+    reduce_loss(L, loss, labels, weight, ignore, lo_int(L, "reduction", REDUCE_MEAN));
 }
 
 const lo_row lower_nn[] = {

@@ -207,12 +207,16 @@ static ir_val repeat_dim(lower *L, ir_val x, int d, ir_dim times, bool each) {
     return lo_reshape(L, lo_expand(L, x, n, many), t.rank, merged);
 }
 
+/* repeat; tile, which may name fewer dimensions: the last ones */
 static void repeat(lower *L, const lo_row *row) {
-    (void)row;
     ir_val x = lo_tensor(L, "self");
     ir_dim times[IR_MAX_RANK];
-    int n = lo_sizes(L, "repeats", IR_MAX_RANK, times);
+    int n = lo_sizes(L, row->arg ? "dims" : "repeats", IR_MAX_RANK, times);
     const ir_type t = *lo_type(L, x);
+    for (; row->arg && n < t.rank; n++) {
+        memmove(times + 1, times, sizeof *times * (size_t)n);
+        times[0] = 1;
+    }
     if (n < t.rank) {
         lo_fail(L, "fewer repeats than dimensions");
         return;
@@ -451,6 +455,7 @@ const lo_row lower_views[] = {
     {"aten.permute.default", permute, 0, ROW_VIEW},
     {"aten.expand.default", expand, 0, ROW_VIEW},
     {"aten.repeat.default", repeat, 0, 0},
+    {"aten.tile.default", repeat, 1, 0},
     {"aten.repeat_interleave.self_int", repeat_interleave, 0, 0},
     {"aten.slice.Tensor", slice, 0, ROW_VIEW},
     {"aten.narrow.default", narrow, 0, ROW_VIEW},

@@ -95,6 +95,9 @@ static bool zero_at_padding(const ir_graph *g, ir_val v) {
     case OP_copy:
     case OP_sum:
         return zero_at_padding(g, n->in[0]);
+    case OP_add:
+    case OP_sub:
+        return zero_at_padding(g, n->in[0]) && zero_at_padding(g, n->in[1]);
     case OP_mul:
     case OP_and:
         return zero_at_padding(g, n->in[0]) || zero_at_padding(g, n->in[1]);

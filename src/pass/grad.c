@@ -308,6 +308,18 @@ GRAD(sum) {
     return spread(g, DY, X, n, &din[0]);
 }
 
+GRAD(cumsum) { /* from each element on: all of dy less what comes before */
+    UNUSED;
+    int dim = (int)ir_int(n, "dim", 0);
+    ir_type keep = *TYPE(X), full = keep;
+    keep.dim[dim] = 1;
+    ir_val all = ir_reshape(g, ir_sum(g, DY, 1, &dim), keep.rank, keep.dim);
+    TRY(ir_emit(g, OP_expand, &all, 1, NO_ATTRS, &full, ir_layoutof(g, X), &all));
+    ir_val before = ir_op2(g, OP_sub, ir_op1(g, OP_cumsum, DY, ATTRS(A_I("dim", dim))), DY, NO_ATTRS);
+    din[0] = ir_op2(g, OP_sub, all, before, NO_ATTRS);
+    return SP_OK;
+}
+
 GRAD(rmax) { /* equal shares to equal largest elements, as torch.amax */
     UNUSED;
     const ir_dim *d;

@@ -167,11 +167,11 @@ void train_compiled_free(train_compiled *c) {
 
 /* The loader can fill these inputs; the plan may have fewer. */
 static sp_status check_inputs(const plan *p) {
-    static const char *const known[] = {"input_ids",    "labels",         "position_ids",
-                                        "document_ids", "prefix_lengths", "inv_count"};
+    static const char *const known[] = {"input_ids",      "labels",    "position_ids", "document_ids",
+                                        "prefix_lengths", "inv_count", "rng"};
     for (int i = 0; i < p->inputs.n; i++) {
         bool ok = false;
-        for (int k = 0; k < 6; k++) ok |= strcmp(p->inputs.data[i].name, known[k]) == 0;
+        for (int k = 0; k < 7; k++) ok |= strcmp(p->inputs.data[i].name, known[k]) == 0;
         CHECK(ok,
               "the model has an input '%s'; training data has input_ids, labels, position_ids, document_ids and "
               "prefix_lengths only: export the model without it",

@@ -417,6 +417,26 @@ class Masked(NanoGPT):
         return cross_entropy(self.lm_head(self.ln_f(x)), labels)
 
 
+class OtherLoss(NanoGPT):
+    """The losses of other recipes: label smoothing, class weights, z-loss."""
+
+    def __init__(self, smoothing=0.0, weights=False, z=0.0):
+        super().__init__()
+        self.smoothing, self.z = smoothing, z
+        self.register_buffer("weights", torch.linspace(0.5, 1.5, VOCAB) if weights else None)
+
+    def forward(self, input_ids, labels):
+        x = self.wte(input_ids) + self.wpe(torch.arange(input_ids.shape[1]))
+        for block in self.h:
+            x = block(x)
+        logits = self.lm_head(self.ln_f(x)).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=self.weights, label_smoothing=self.smoothing)
+        if self.z:  # PaLM: keeps the log of the softmax's denominator near 0
+            valid = labels != -100
+            loss = loss + self.z * (logits.logsumexp(-1).square() * valid).sum() / valid.sum()
+        return loss
+
+
 class Prefix(Masked):
     """Prefix LM: every row brings how many of its tokens all others may see."""
 
@@ -536,6 +556,9 @@ PLAIN = {
     "prefix-float": lambda: Case(Masked(prefix(20), "float"), max_seq=127),
     "prefix-product": lambda: Case(Masked(prefix(5), "product"), max_seq=127),
     "prefix-documents": lambda: Case(Masked(prefix_documents), max_seq=127),
+    "label-smoothing": lambda: Case(OtherLoss(smoothing=0.1), max_seq=127),
+    "class-weights": lambda: Case(OtherLoss(smoothing=0.2, weights=True), max_seq=127),
+    "z-loss": lambda: Case(OtherLoss(z=1e-2), max_seq=127),
     "relative-bias": lambda: Case(RelativeBias(), max_seq=127),
     "learned-alibi": lambda: Case(RelativeBias(learned_slopes=True), max_seq=127),
     "data-mask": lambda: Case(DataMask(None), max_seq=127),

@@ -51,6 +51,23 @@ class Operators(nn.Module):
         yield x.softmax(-1) * x.log_softmax(-1) + x.unflatten(-1, (3, 4)).mean((2, 3)).unsqueeze(-1) * x
         yield F.layer_norm(x, (12,)) + F.rms_norm(x.unflatten(-1, (3, 4)), (3, 4), eps=1e-5).flatten(2)
 
+    def composed(self, x):
+        yield F.mish(x) + F.leaky_relu(x, 0.2) + F.elu(x, 0.7) + F.selu(x) + F.celu(x, 1.3) + F.softsign(x)
+        yield F.hardswish(x) + F.hardsigmoid(x) + F.hardtanh(x) + F.relu6(x * 4) + F.prelu(x, self.w[:1]) + F.logsigmoid(x)
+        yield F.glu(torch.cat([x, self.w * x], -1)) + torch.log1p(x.abs()) + torch.expm1(x) + torch.exp2(x) + F.tanhshrink(x)
+        yield torch.log2(x.abs() + 1) + torch.log10(x.abs() + 1) + torch.erfc(x) + torch.tan(0.1 * x) + torch.sinh(0.3 * x)
+        yield x.std(-1, keepdim=True) * x + x.var(-1, unbiased=False, keepdim=True) + torch.std(x, -1, correction=2).unsqueeze(-1)
+        yield sum(torch.var_mean(x, -1, keepdim=True)) * x + F.normalize(x, dim=-1) + torch.cosh(0.3 * x)
+        yield x.max(-1, keepdim=True).values * x + x.min(-1).values.unsqueeze(-1) + x.sign() * x + torch.floor(x) * x + x.trunc()
+        yield F.group_norm(x.flatten(0, 1), 3, self.w, self.w).view_as(x) + F.group_norm(x.unflatten(-1, (3, 4)).flatten(0, 1), 3).view_as(x)
+        yield torch.addcmul(x, x, self.w, value=0.5) + torch.addcdiv(x, x, x.abs() + 1, value=0.3) + torch.lerp(x, 2 * self.w, 0.3)
+        yield torch.lerp(x, x * x, self.w) + ((x > 0) ^ (x < 1)) * x + torch.nan_to_num(x) + torch.where(torch.isnan(x), 0.0, x)
+        yield x * torch.dot(self.w, self.w) + torch.mv(x.flatten(0, 1), self.w).view(*x.shape[:2], 1) + torch.linalg.vecdot(x, self.w.expand_as(x)).unsqueeze(-1)
+        yield F.cosine_similarity(x, self.w.expand_as(x), dim=-1).unsqueeze(-1) * x + x.roll(5, -1) + x.flip(-1) * self.w
+        yield x.movedim(-1, 1).movedim(1, -1) + self.w.broadcast_to(x.shape) + x[..., :4].tile(3) + x @ torch.eye(12) * torch.linspace(0, 1, 12)
+        yield torch.slice_scatter(x, x[..., :3] * 2, -1, 2, 5) + torch.select_scatter(x, x[..., 0] * x[..., 1], -1, 7) + x.cumsum(-1) * 0.1
+        yield torch.pow(2.0, x) + torch.isfinite(x) * x + torch.ceil(x) * 0.1
+
     def products(self, x):
         yield (torch.tril(x.new_ones(12, 12), -1) @ x.unsqueeze(-1)).squeeze(-1) + torch.triu(x.new_ones(12, 12), 2)[0] * x
         yield torch.einsum("bsd,hkd->bshk", x, self.m).flatten(2) + torch.einsum("...d,hkd->...hk", x, self.m).flatten(-2)
@@ -72,7 +89,7 @@ class Operators(nn.Module):
     def forward(self, input_ids, labels):
         x = self.embed(input_ids)
         terms = [*self.shapes(x), *self.indexing(x, input_ids, labels), *self.elementwise(x, input_ids),
-                 *self.reductions(x), *self.products(x), *self.in_place(x)]
+                 *self.reductions(x), *self.composed(x), *self.products(x), *self.in_place(x)]
         logits = self.head(sum(term * (0.05 / (1 + i % 3)) for i, term in enumerate(terms))).float()
         nll = F.nll_loss(F.log_softmax(logits, -1).transpose(1, 2), labels, ignore_index=-100)
         return 0.5 * nll + 0.5 * F.cross_entropy(logits.transpose(1, 2), labels)

@@ -146,10 +146,31 @@ static int failed(const char *name, int ranks, dtype compute, const device *dev,
     return 1;
 }
 
-static const char *const names[] = {
-    "llama",  "llama-shifted",   "llama-eager",    "llama-packed",     "llama3.1", "gpt2",   "qwen2",
-    "gemma2", "gpt-neox",        "mistral-window", "falcon-alibi",     "textbook", "einsum", "multihead",
-    "lora",   "nanogpt-softmax", "rmsnorm-norm",   "documents-window", "operators"};
+static const char *const names[] = {"llama",
+                                    "llama-shifted",
+                                    "llama-eager",
+                                    "llama-packed",
+                                    "llama3.1",
+                                    "gpt2",
+                                    "qwen2",
+                                    "gemma2",
+                                    "gpt-neox",
+                                    "mistral-window",
+                                    "falcon-alibi",
+                                    "textbook",
+                                    "einsum",
+                                    "multihead",
+                                    "lora",
+                                    "nanogpt-softmax",
+                                    "rmsnorm-norm",
+                                    "documents-window",
+                                    "operators",
+                                    "prefix-lengths",
+                                    "prefix-documents",
+                                    "relative-bias",
+                                    "class-weights",
+                                    "peft-lora",
+                                    "mistral-window-4.57"};
 #define EACH(i) for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 
 /* A mean over the positions is refused where positions must be padded: 33 on 2 and 4. */
