@@ -35,14 +35,18 @@ INLINE float element(const side_data *y, int64_t i) {
     }
 }
 
+typedef uint8_t vbytes __attribute__((vector_size(VL)));
+
 /* n <= VL neighbours from element i on. */
 INLINE vf neighbours(dtype t, const void *x, int64_t i, int64_t n) {
     if (t == DT_BOOL) {
-        uint8_t flag[VL] = {0};
-        vf v;
-        memcpy(flag, (const uint8_t *)x + i, (size_t)n);
-        for (int k = 0; k < VL; k++) v[k] = flag[k] ? 0 : -INFINITY;
-        return v;
+        vbytes flag = {0};
+        if (n == VL)
+            memcpy(&flag, (const uint8_t *)x + i, VL);
+        else
+            memcpy(&flag, (const uint8_t *)x + i, (size_t)n);
+        vi see = __builtin_convertvector(flag, vi) != 0;
+        return vselect(see, vset(0), vset(-INFINITY));
     }
     return n == VL ? vget(t == DT_BF16, x, i) : vget_n(t == DT_BF16, x, i, n, 0);
 }
