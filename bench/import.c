@@ -50,7 +50,7 @@ static sp_status measure(const char *path, row *r) {
 }
 
 static void print(const char *name, const row *r) {
-    printf("| %-34s | %8.2f | %6d | %9.1f |\n", name, r->json, r->nodes, 1e3 * r->seconds);
+    printf("| %-37s | %8.2f | %6d | %9.1f |\n", name, r->json, r->nodes, 1e3 * r->seconds);
 }
 
 static const char *base_name(const char *path) {
@@ -71,8 +71,8 @@ static int each(int n, char **path) {
 }
 
 int main(int argc, char **argv) {
-    printf("| %-34s | %8s | %6s | %9s |\n", "model", "JSON, MB", "nodes", "import, ms");
-    printf("|------------------------------------|----------|--------|-----------|\n");
+    printf("| %-37s | %8s | %6s | %9s |\n", "model", "JSON, MB", "nodes", "import, ms");
+    printf("|---------------------------------------|----------|--------|-----------|\n");
     if (argc > 1) return each(argc - 1, argv + 1);
     glob_t examples, fixtures;
     if (glob(AUTOSP_SOURCE_DIR "/examples/llama*.pt2", 0, NULL, &examples) != 0 ||
