@@ -34,6 +34,7 @@ def rope3(factor):
 LLAMA3 = dict(vocab=128256, positions=131072, bos=128000, eos=128001)
 SHAPES = {
     "llama-3.2-1b": lambda: llama(16, 2048, 8192, 32, 8, rope=rope3(32.0), tied=True, head_dim=64, **LLAMA3),
+    "llama-3.2-3b": lambda: llama(28, 3072, 8192, 24, 8, rope=rope3(32.0), tied=True, head_dim=128, **LLAMA3),
     "llama-3.1-8b": lambda: llama(32, 4096, 14336, 32, 8, rope=rope3(8.0), **LLAMA3),
     "llama-2-13b": lambda: llama(40, 5120, 13824, 40, 40, 32000, 4096, dict(rope_type="default", rope_theta=10000.0)),
     "llama-3.1-405b": lambda: llama(126, 16384, 53248, 128, 8, rope=rope3(8.0), **LLAMA3),

@@ -96,9 +96,12 @@ static bool fits(const train_model *m, const train_setup *s, int64_t seq, int64_
     return true;
 }
 
-sp_status train_longest(const train_model *m, const train_setup *s, int64_t *best) {
-    int64_t low = 0, high = 0, step = s->ranks, bytes;
-    for (int64_t n = 64 * step; n <= (int64_t)1 << 32; n *= 2) {
+/* The longest sequence that fits, from one that is known to (0: none is): outwards in doubling steps until one does not
+ * fit, then bisected to half a percent. */
+static sp_status longest_from(const train_model *m, const train_setup *s, int64_t low, int64_t *best) {
+    int64_t step = s->ranks, high = 0, start = low, bytes;
+    for (int64_t n = low ? low + max64(step, low / 256 / step * step) : 64 * step; n <= (int64_t)1 << 32;
+         n = start ? n + 2 * (n - start) : 2 * n) {
         if (!fits(m, s, n, &bytes)) {
             high = n;
             break;
@@ -106,7 +109,7 @@ sp_status train_longest(const train_model *m, const train_setup *s, int64_t *bes
         low = n;
     }
     CHECK(low || high > step, "no sequence length fits: %s", err_text());
-    while (high && high - low > max64(step, low / 256)) { /* to half a percent */
+    while (high && high - low > max64(step, low / 256)) {
         int64_t n = low + (high - low) / 2 / step * step;
         if (n == low) break;
         if (fits(m, s, n, &bytes))
@@ -117,6 +120,19 @@ sp_status train_longest(const train_model *m, const train_setup *s, int64_t *bes
     CHECK(low > 0, "no sequence length fits: %s", err_text());
     *best = low;
     return SP_OK;
+}
+
+/* Plans under a budget take longest to make, and at the longest length they are nearly those of full recomputation: its
+ * length, found first, is where their search begins. */
+sp_status train_longest(const train_model *m, const train_setup *s, int64_t *best) {
+    int64_t from = 0, bytes;
+    if (!s->save_policy || strcmp(s->save_policy, "budget") == 0) {
+        train_setup lean = *s;
+        lean.save_policy = "layer";
+        lean.host_memory = 0;
+        if (longest_from(m, &lean, 0, &from) != SP_OK || !fits(m, s, from, &bytes)) from = 0;
+    }
+    return longest_from(m, s, from, best);
 }
 
 /* The longest length below s->seq, which does not fit, mostly to a percent; 0 when none is found. Bytes grow

@@ -55,7 +55,7 @@ STATED = {
     "mask": "the S x S mask that tracing materialises does not exist: it is a description",
     "loss": "the loss keeps one number a row, the log of the sum, instead of the maximum and the log",
     "side": "what depends on labels and positions only is always kept; PyTorch keeps or recomputes it",
-    "weights": "casts of weights are made again where they are read; PyTorch keeps them",
+    "masters": "the parameters of a native bf16 export are f32 here; the casts kept are what PyTorch has as parameters",
     "logits": "in bf16, the product that makes the logits has an f32 result",
     "stream": "in bf16, the embedding and the residual sums stay f32, also where the export's are bf16",
     "copy": "attention's result behind the exchange is a copy of its own there, kept where a rank has fewer than 4096 rows; "
@@ -193,6 +193,13 @@ def root(node):
     return node
 
 
+def chain(node):
+    """A node and the views and casts between it and its root."""
+    while node.op == "call_function" and packet(node) in VIEWS:
+        yield node
+        node = node.args[0]
+
+
 def module_of(node):
     """The module that a node comes from, as "layers.1.self_attn.q_proj"."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
@@ -214,8 +221,11 @@ def product_before(node):
 def torch_meaning(node):
     """What a saved FX node is, in words that our values have too; "" for parameters and inputs."""
     n = root(node)
-    if n.op == "placeholder":
-        return "weight cast" if node is not n and node.meta["val"].dtype != n.meta["val"].dtype else ""
+    if n.op == "placeholder":  # a parameter or an input
+        if node is n or node.meta["val"].dtype == n.meta["val"].dtype:
+            return ""
+        casts = [x for x in chain(node) if packet(x) is prims.convert_element_type]
+        return "cast of " + module_of(casts[-1])
     where, op = module_of(n), packet(n)
     if op is torch.ops.parity.all_to_all:
         inner = torch_meaning(n.args[0])
@@ -350,7 +360,10 @@ def ours(program, path, seq, ranks, policy, bf16):
             b = base(v)
             if home[b] >= turn:
                 continue
-            word, (node, k) = meaning(b), made[v if made[v][0].op == "cast" and home[v] < turn else b]
+            cast = made[v][0].op == "cast" and home[v] < turn
+            word, (node, k) = meaning(b), made[v if cast else b]
+            if not word and cast and made[b][0].op in ("param", "enter"):
+                word = "cast of " + weight(made[v][0])
             if word:
                 kind, dims, sharded = node.types[k]
                 kept[word] = (bytes_of(kind, dims, sharded, ranks), f"{kind}[{dims}]" + "/P" * bool(sharded and ranks > 1))
@@ -359,7 +372,7 @@ def ours(program, path, seq, ranks, policy, bf16):
 
 # ---------------------------------------------------------------------------------------------------------- comparison
 
-def compare(theirs, mine, group, rows_of_rank):
+def compare(theirs, mine, group, rows_of_rank, native):
     """Rows (meaning, theirs, ours, why) of everything in either set; why: "" equal, a key of STATED, or "UNSTATED"."""
     rows = []
     for word in sorted(theirs.keys() | mine.keys(), key=lambda w: (re.findall(r"\d+", w) or ["99"], w)):
@@ -370,8 +383,8 @@ def compare(theirs, mine, group, rows_of_rank):
                 why = "heads"
             elif a and not b and group > 1 and re.search(r"v_proj$", word):
                 why = "heads"
-            elif word == "weight cast" and not b:
-                why = "weights"
+            elif word.startswith("cast of ") and native and not a:
+                why = "masters"
             elif word == "lm_head" and a and b and b[0] == 2 * a[0] and a[1].startswith("bfloat16"):
                 why = "logits"
             elif re.search(r"^embedding$| \+ x$", word) and a and b and b[0] == 2 * a[0] and a[1].startswith("bfloat16"):
@@ -430,7 +443,7 @@ def main():
                     theirs[word] = (value.numel() * value.element_size(),
                                     f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}".replace(" ", ""))
             mine = ours(args.autosp, path, seq, ranks, policy, low)
-            bad = show(compare(theirs, mine, HEADS // kv, seq // ranks), args.verbose)
+            bad = show(compare(theirs, mine, HEADS // kv, seq // ranks, dtype == "bf16"), args.verbose)
             passed, failed = passed + (not bad), failed + bool(bad)
     for key, why in STATED.items():
         print(f"{key}: {why}")

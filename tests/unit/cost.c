@@ -36,6 +36,57 @@ static void machines_parse(void **state) {
     arena_free(a);
 }
 
+/* Every name of the list, alone and with a count, is a complete machine. */
+static void all_names_are_machines(void **state) {
+    (void)state;
+    arena *a = arena_new();
+    char *names = arena_strdup(a, cost_machine_names());
+    int n = 0;
+    for (char *name = strtok(names, " "); name; name = strtok(NULL, " "), n++) {
+        char text[64];
+        cost_machine m;
+        for (int count = 0; count <= 8; count += 8) {
+            snprintf(text, sizeof text, count ? "%s%s%d" : "%s", name, "x", count);
+            if (cost_machine_parse(a, text, &m) != SP_OK) fail_msg("%s: %s", text, err_text());
+            assert_int_equal(m.count, count);
+            assert_string_equal(m.name, text);
+            for (int t = 0; t < DT_COUNT; t++) assert_true(m.flops[t] > 0);
+            assert_true(m.mem_bytes > 0 && m.host_bytes > 0 && m.node_size > 0);
+            assert_true(m.mem_bw > 0 && m.link_bw > 0 && m.net_bw > 0 && m.host_bw > 0);
+            assert_true(m.launch > 0 && m.latency > 0 && m.attention > 0 && m.attention <= 1);
+            assert_true(m.flops[DT_BF16] >= m.flops[DT_F32] && m.mem_bw > m.link_bw && m.link_bw >= m.net_bw);
+        }
+    }
+    assert_int_equal(n, 9);
+    arena_free(a);
+}
+
+/* Each key sets its own field and no other. */
+static void keys_set_their_fields(void **state) {
+    (void)state;
+    arena *a = arena_new();
+    cost_machine m;
+    const char *text =
+        "h100x8,flops.f32=1e12,flops.f64=2e12,flops.bf16=3e12,attention=0.5,mem_bw=4e12,mem=5GB,launch=6e-6,"
+        "link=7e9,net=8e9,latency=9e-6,host_bw=1e10,host=11GB,node=12,count=13";
+    assert_int_equal(cost_machine_parse(a, text, &m), SP_OK);
+    close_to(m.flops[DT_F32], 1e12);
+    close_to(m.flops[DT_F64], 2e12);
+    close_to(m.flops[DT_BF16], 3e12);
+    close_to(m.attention, 0.5);
+    close_to(m.mem_bw, 4e12);
+    assert_true(m.mem_bytes == 5000000000LL);
+    close_to(m.launch, 6e-6);
+    close_to(m.link_bw, 7e9);
+    close_to(m.net_bw, 8e9);
+    close_to(m.latency, 9e-6);
+    close_to(m.host_bw, 1e10);
+    assert_true(m.host_bytes == 11000000000LL);
+    assert_int_equal(m.node_size, 12);
+    assert_int_equal(m.count, 13);
+    arena_free(a);
+}
+
 static void bad_machines_are_named(void **state) {
     (void)state;
     static const char *const bad[][2] = {
@@ -108,8 +159,8 @@ static void counts_by_hand(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(machines_parse),
-        cmocka_unit_test(bad_machines_are_named),
+        cmocka_unit_test(machines_parse),        cmocka_unit_test(all_names_are_machines),
+        cmocka_unit_test(keys_set_their_fields), cmocka_unit_test(bad_machines_are_named),
         cmocka_unit_test(counts_by_hand),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
