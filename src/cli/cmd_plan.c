@@ -210,6 +210,10 @@ static sp_status apply_machine(cli_options *o, int *ranks) {
     if (m.count && !cli_ranks(o)) *ranks = m.count;
     CHECK(!m.count || *ranks <= m.count, "--machine %s has %d devices; --ranks %d is more", o->machine, m.count,
           *ranks);
+    char want[24], have[24];
+    CHECK(o->memory <= m.mem_bytes,
+          "--memory %s is more than the %s of one device of --machine %s; describe a larger one, as in %s,mem=%s",
+          human_bytes(o->memory, want), human_bytes(m.mem_bytes, have), o->machine, o->machine, "200GB");
     if (!o->memory) o->memory = m.mem_bytes;
     return SP_OK;
 }

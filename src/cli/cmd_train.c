@@ -2,6 +2,7 @@
  * find, then runs the loop (train/loop.c) on every rank. */
 #include "cli/commands.h"
 #include "train/loop.h"
+#include "train/measure.h"
 
 #include <stdlib.h>
 
@@ -103,10 +104,25 @@ static void tell_start(const train_job *j, const train_world *w, const char *whe
         w->size == 1 ? "" : "s", w->threads, w->threads == 1 ? "" : "s", where, human_bytes(p->memory.arena, bytes));
 }
 
+/* A budget that the machine does not have is a mistake in the number; a plan that it does not have ends in swapping or
+ * by the kernel's hand, hours later. */
+static sp_status check_memory(int64_t budget, const plan *p, int ranks) {
+    char want[24], have[24], each[24];
+    int64_t machine = measure_machine_memory();
+    CHECK(budget <= machine, "--memory %s is more than the %s of this machine; --memory is what one rank may use",
+          human_bytes(budget, want), human_bytes(machine, have));
+    CHECK(!p || p->memory.arena <= machine / ranks,
+          "%d rank%s of %s each need more than the %s of this machine: lower --memory, --seq or --batch", ranks,
+          ranks == 1 ? "" : "s", human_bytes(p->memory.arena, each), human_bytes(machine, have));
+    return SP_OK;
+}
+
 static sp_status run(const cli_options *o, const train_world *w, training *t) {
+    TRY(check_memory(o->memory, NULL, 1));
     TRY(train_model_open(o->model, o->weights, false, (uint64_t)o->seed, &t->model));
     train_setup setup = cli_setup(o, w->size, w->threads);
     TRY(train_compile(t->model, &setup, &t->compiled));
+    TRY(check_memory(o->memory, t->compiled.plan, w->mpi ? 1 : w->size));
     TRY(open_data(o, t));
     train_job j = {.model = t->model,
                    .compiled = &t->compiled,

@@ -157,6 +157,14 @@ static int64_t longest_below(const train_model *m, const train_setup *s, const s
             break; /* shorter than the model takes */
         }
     }
+    for (int i = 0; !low && i < 2 * TRIES; i++) { /* not even nearly a line */
+        int64_t n = high / 2 / step * step, bytes;
+        if (n < step) break;
+        if (fits(m, s, n, &bytes))
+            low = n;
+        else
+            high = n;
+    }
     return low;
 }
 

@@ -73,3 +73,14 @@ static int64_t status_kb(const char *name) {
 
 int64_t measure_process_peak(void) { return status_kb("\nVmHWM:"); }
 int64_t measure_process_now(void) { return status_kb("\nVmRSS:"); }
+
+int64_t measure_machine_memory(void) {
+    int64_t bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    char text[64] = {0};
+    int fd = open("/sys/fs/cgroup/memory.max", O_RDONLY | O_CLOEXEC); /* "max" without a limit */
+    if (fd < 0) return bytes;
+    if (read(fd, text, sizeof text - 1) > 0 && strtoll(text, NULL, 10) > 0)
+        bytes = min64(bytes, strtoll(text, NULL, 10));
+    close(fd);
+    return bytes;
+}

@@ -15,4 +15,7 @@ sp_status measure_touched(const void *base, int64_t bytes, int64_t *touched) SP_
 int64_t measure_process_peak(void);
 int64_t measure_process_now(void);
 
+/* Bytes of memory that this process may use: the machine's, or its control group's limit where that is lower. */
+int64_t measure_machine_memory(void);
+
 #endif
