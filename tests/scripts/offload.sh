@@ -6,7 +6,7 @@ autosp=$1
 model=$2/tests/fixtures/llama.pt2
 text=$2/examples/tiny-text/train.txt
 dir=$(mktemp -d)
-trap 'umount "$dir/small" 2>/dev/null; rm -rf "$dir"' EXIT
+trap 'rm -rf "$dir"' EXIT
 failed=0
 complain() {
     echo "$*"
@@ -80,10 +80,22 @@ nothing "a limit on files"
 TMPDIR=$dir/nowhere refused 1 "cannot make a file in the folder $dir/nowhere" $train
 nothing "no folder"
 mkdir "$dir/small"
-if mount -t tmpfs -o size=8k none "$dir/small" 2>/dev/null; then # only root may
+# A full disk: a small file system, mounted where only this command sees it (root may).
+small='mount -t tmpfs -o size="$1" none "$2" && TMPDIR=$2 && export TMPDIR && shift 2 && exec "$@"'
+if unshare -m bash -c "$small" small 1m "$dir/small" true 2>/dev/null; then
+    for room in 8k $((planned / 1024 - 8))k; do # nothing fits; all but the end fits
+        # shellcheck disable=SC2086
+        timeout 60 unshare -m bash -c "$small" small $room "$dir/small" "$autosp" $train >"$dir/stdout" 2>"$dir/stderr" </dev/null
+        got=$?
+        [ $got -eq 1 ] && grep -qF "in the folder $dir/small: No space left on device" "$dir/stderr" ||
+            complain "a disk of $room: exit $got, $(cat "$dir/stderr")"
+        nothing "a full disk of $room"
+    done
     # shellcheck disable=SC2086
-    TMPDIR=$dir/small refused 1 "in the folder $dir/small: No space left on device" $train
-    nothing "a full disk"
-    umount "$dir/small"
+    unshare -m bash -c "$small" small $((planned / 512 + 64))k "$dir/small" "$autosp" $train 2>"$dir/stderr" ||
+        complain "a disk with room enough: $(cat "$dir/stderr")"
+    [ -s "$dir/none.jsonl" ] || complain "a disk with room enough: no step was made"
+else
+    echo "not root: the test on a full disk is left out"
 fi
 exit $failed
