@@ -50,11 +50,12 @@ typedef struct cli_options {
 
     /* looking inside */
     double tolerance; /* check; 0: that of the number contract for the element type */
-    bool json;
+    bool json, kernels;
     const char *machine, *report, *after;
     const char *exchange, *save_policy, *tile_policy; /* --set shard.exchange, save.policy, tile.policy */
     const char *mask_bytes;                           /* --set mask.bytes: a checked number; NULL: not given */
     const char *tile_bytes, *tile_rows; /* --set tile.bytes, tile.rows: checked numbers; NULL: not given */
+    const char *fuse_policy;            /* --set fuse.policy */
     const char *break_rule;             /* --set shard.break; NULL: none */
 } cli_options;
 

@@ -1,4 +1,5 @@
-/* cmd_dump.c - `autosp dump`: the graph after a pass, as text that autosp reads back; or the plan. */
+/* cmd_dump.c - `autosp dump`: the graph after a pass, as text that autosp reads back; the plan; or the source of its
+ * generated kernels. */
 #include "cli/commands.h"
 
 typedef struct dumper {
@@ -40,18 +41,23 @@ static sp_status find_pass(const char *after, const char **name, bool *is_plan) 
     return SP_FAIL;
 }
 
-static sp_status dump_plan(const train_model *m, const train_setup *s) {
+static sp_status dump_plan(const train_model *m, const train_setup *s, bool kernels) {
     train_compiled c;
     TRY(train_compile(m, s, &c));
     buf text = {0};
-    plan_print(c.plan, &text);
+    gen_kernel **k;
+    int n = plan_kernels(c.plan, c.a, &k);
+    if (kernels)
+        gen_source(k, n, &text);
+    else
+        plan_print(c.plan, &text);
     fwrite(text.data, 1, text.n, stdout);
     buf_free(&text);
     train_compiled_free(&c);
     return SP_OK;
 }
 
-static sp_status dump(const train_model *m, const train_setup *s, const char *after) {
+static sp_status dump(const train_model *m, const train_setup *s, const char *after, bool kernels) {
     dumper d = {0};
     bool is_plan;
     pass_options po;
@@ -61,10 +67,13 @@ static sp_status dump(const train_model *m, const train_setup *s, const char *af
         print_after(&d, d.after, m->forward);
         return SP_OK;
     }
-    if (is_plan) return dump_plan(m, s);
+    CHECK(!kernels || !after || is_plan, "--kernels are of the plan; leave --after %s out", after);
+    CHECK(!kernels || train_fuses(s), "nothing is fused here (fuse.policy=%s%s)", s->fuse_policy,
+          strcmp(s->fuse_policy, "auto") == 0 ? ", without the cpu device or a C compiler" : "");
+    if (is_plan || kernels) return dump_plan(m, s, kernels);
     TRY(train_options(m, s, &po));
     exec_options eo = {.dev = device_find(s->device), .threads = s->threads};
-    plan_options lower = {.optimizer = s->optimizer, .workspace = exec_workspace, .ctx = &eo};
+    plan_options lower = {.optimizer = s->optimizer, .fuse = train_fuses(s), .workspace = exec_workspace, .ctx = &eo};
     CHECK(eo.dev, "this build has no device '%s'", s->device);
     po.lower = &lower;
     sp_status st = pass_pipeline(m->forward, &po, print_after, &d, &joint);
@@ -77,7 +86,7 @@ sp_status cmd_dump(const cli_options *o) {
     train_model *m;
     TRY(train_model_open(o->model, NULL, true, 0, &m));
     train_setup s = cli_setup(o, ranks, 1);
-    sp_status st = dump(m, &s, o->after);
+    sp_status st = dump(m, &s, o->after, o->kernels);
     train_model_close(m);
     return st;
 }

@@ -28,6 +28,8 @@ train_setup cli_setup(const cli_options *o, int ranks, int threads) {
                          .save_policy = o->save_policy,
                          .tile_policy = o->tile_policy,
                          .mask_bytes = mask_bytes,
+                         .fuse_policy = o->fuse_policy,
+                         .run = o->command == CLI_TRAIN || o->command == CLI_CHECK,
                          .tile_bytes = tile_bytes,
                          .tile_rows = o->tile_rows ? strtoll(o->tile_rows, NULL, 10) : 0,
                          .break_rule = o->break_rule,

@@ -96,6 +96,7 @@ static const row rows[] = {
      "most that a gradient may differ (default: 1e-5; f64: 1e-11)"},
     {"machine", TEXT, AT(machine), P, "NAME", NULL, 0, 0, "plan for a described machine: h100x8, a100-80x64, ..."},
     {"after", TEXT, AT(after), D, "PASS", NULL, 0, 0, "print the graph after this pass (default: the last)"},
+    {"kernels", FLAG, AT(kernels), D, NULL, NULL, 0, 0, "print the generated kernels' source instead"},
     {"set", SETTING, 0, ALL, "PASS.OPTION=VALUE", NULL, 0, 0, "an option of one pass"},
 };
 enum { NROWS = sizeof rows / sizeof *rows };
@@ -112,6 +113,7 @@ static const struct {
     {"tile.policy", "auto|loss|off", "auto", AT(tile_policy), "loops over the sequence for the loss and the MLP"},
     {"tile.bytes", "BYTES", NULL, AT(tile_bytes), "most that a tile takes; larger values are tiled"},
     {"tile.rows", "N", NULL, AT(tile_rows), "fewest rows of a rank in a tile; 256 by itself"},
+    {"fuse.policy", "auto|on|off", "off", AT(fuse_policy), "element-wise and row operations as generated kernels"},
     {"shard.break", "OP", NULL, AT(break_rule), "break an op's layout rule, to see that check finds it"},
 };
 enum { NSETTINGS = sizeof settings / sizeof *settings };

@@ -10,6 +10,7 @@
 #include "comm/comm.h"
 #include "device/adamw.h"
 #include "device/tensor.h"
+#include "gen/kernel.h"
 #include "ir/ir.h"
 
 typedef struct dev_call {
@@ -24,10 +25,12 @@ typedef struct dev_call {
     axis_layout from, to;
     axis_layout tile; /* in a loop, dropout: how tiles cut the result; of how many this is which */
     int64_t tiles, tile_index;
-    int64_t offset;      /* iota: the first index; attention: position of query row 0 among the keys */
-    int64_t head_offset; /* attention: number of query head 0 in the whole tensor */
-    int threads;         /* the team that runs it */
-    void *state;         /* the device's own, made by prepare */
+    int64_t offset;           /* iota: the first index; attention: position of query row 0 among the keys */
+    int64_t head_offset;      /* attention: number of query head 0 in the whole tensor */
+    int threads;              /* the team that runs it */
+    const gen_kernel *kernel; /* OP_fused */
+    gen_fn *code;             /* its machine code; NULL: none, it is interpreted */
+    void *state;              /* the device's own, made by prepare */
 } dev_call;
 
 typedef sp_status dev_fn(dev_call *c);
@@ -37,6 +40,8 @@ typedef struct device {
     dev_fn *const *table; /* by op; NULL entries: the op has no instructions */
     /* Workspace in bytes of a call whose tensors have no data yet; c->work is not set. May not fail. */
     int64_t (*workspace)(const dev_call *c);
+    /* Machine code of a plan's kernels, in fn; NULL: the device has none and interprets them. */
+    sp_status (*compile)(gen_kernel *const *k, int n, gen_fn **fn);
     /* Makes c->state (NULL allowed), once, with data pointers known. release frees it. */
     sp_status (*prepare)(dev_call *c);
     void (*release)(dev_call *c);

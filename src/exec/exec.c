@@ -28,6 +28,7 @@ static void fill_call(dev_call *c, const plan_instr *i, tensor *tensors) {
                     .to = i->to,
                     .tile = i->tile,
                     .tiles = i->tiles,
+                    .kernel = i->kernel,
                     .in = tensors,
                     .out = tensors + i->nin};
     for (int k = 0; k < i->nin; k++) c->in[k] = i->in[k].t;
@@ -104,6 +105,22 @@ static void write_literals(exec *e) {
     }
 }
 
+/* Machine code of the plan's kernels. Without it they are interpreted: slowly, so it is said. */
+static void compile_kernels(exec *e) {
+    e->nkernels = plan_kernels(e->p, e->a, &e->kernels);
+    e->code = ARENA_ARRAY(e->a, gen_fn *, e->nkernels + 1);
+    if (!e->nkernels || !e->o.dev->compile) return;
+    if (e->o.dev->compile(e->kernels, e->nkernels, e->code) == SP_OK) return;
+    if (comm_rank(e->o.comm) == 0) log_warn("%s; fused kernels are interpreted", err_text());
+    memset(e->code, 0, sizeof *e->code * (size_t)e->nkernels);
+}
+
+static gen_fn *code_of(const exec *e, const gen_kernel *k) {
+    int i = 0;
+    while (e->kernels[i]->hash != k->hash) i++;
+    return e->code[i];
+}
+
 static sp_status prepare_list(exec *e, const plan_list *list, call **out) {
     call *calls = *out = ARENA_ARRAY(e->a, call, list->n);
     for (int i = 0; i < list->n; i++) {
@@ -131,6 +148,7 @@ static sp_status prepare_list(exec *e, const plan_list *list, call **out) {
             k->c.work = e->base + e->p->bufs.data[in->work].offset;
             k->c.work_bytes = e->p->bufs.data[in->work].bytes;
         }
+        if (in->kernel) k->c.code = code_of(e, in->kernel);
         dev_fn *run = e->o.dev->table[in->op];
         CHECK(run, "the device '%s' has no kernel for %s", e->o.dev->name, op_table[in->op].name);
         TRY_NOTE(e->o.dev->prepare(&k->c), "preparing %s", op_table[in->op].name);
@@ -172,6 +190,7 @@ sp_status exec_new(const plan *p, const exec_options *o, exec **out) {
 #ifdef _OPENMP
     omp_set_num_threads(o->threads);
 #endif
+    if (s == SP_OK) compile_kernels(e);
     for (int g = 0; g < PROG_COUNT_OF && s == SP_OK; g++) s = prepare_list(e, &p->program[g].instrs, &e->calls[g]);
     int64_t staging = 0;
     for (int g = 0; g < PROG_COUNT_OF; g++)

@@ -22,6 +22,9 @@ struct exec {
     const plan *p;
     exec_options o;
     arena *a;
+    gen_kernel **kernels; /* of the plan, each once */
+    gen_fn **code;        /* of each; NULL: interpreted */
+    int nkernels;
     char *base, *host; /* the arena; the arena of host copies, NULL: none */
     int64_t bytes, host_bytes;
     bool profile;

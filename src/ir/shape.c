@@ -56,6 +56,11 @@ sp_status shape_given(ir_graph *g, const ir_node *n, const ir_type *given, ir_ty
     return SP_OK;
 }
 
+sp_status shape_plan_only(ir_graph *g, const ir_node *n, const ir_type *given, ir_type *out) {
+    (void)g, (void)given, (void)out;
+    FAIL("%s stands in plans only, never in a graph", op_table[n->op].name);
+}
+
 sp_status shape_none(ir_graph *g, const ir_node *n, const ir_type *given, ir_type *out) {
     (void)g, (void)n, (void)given, (void)out;
     return SP_OK;

@@ -10,6 +10,8 @@
  *
  * A loop is one instruction with a body, lowered by the same functions: an operand that tiles cut is a window that
  * moves with the tile (`tile_step`), and what makes a result writes into such a window of the result's buffer.
+ *
+ * Then, if asked for, instructions are fused (fuse.c), and results take over operands' buffers (inplace.c).
  */
 #include "plan/plan.h"
 
@@ -79,8 +81,7 @@ static plan_tensor materialize(builder *b, const ir_node *n, plan_tensor src) {
 
 /* ---- views ---- */
 
-/* Strides for the same elements in another shape; false when none exist (numpy's rule for reshape without a copy). */
-static bool reshape_strides(const tensor *from, const ir_type *to, int64_t *stride) {
+bool plan_reshape_strides(const tensor *from, int rank, const int64_t *to, int64_t *stride) {
     int64_t dim[IR_MAX_RANK], st[IR_MAX_RANK];
     int n = 0;
     for (int d = 0; d < from->rank; d++)
@@ -89,25 +90,25 @@ static bool reshape_strides(const tensor *from, const ir_type *to, int64_t *stri
             st[n++] = from->stride[d];
         }
     if (tensor_numel(from) == 0) {
-        for (int d = 0; d < to->rank; d++) stride[d] = 0;
+        for (int d = 0; d < rank; d++) stride[d] = 0;
         return true;
     }
     int i = 0, k = 0;
-    while (k < to->rank) {
-        if (to->dim[k] == 1) {
+    while (k < rank) {
+        if (to[k] == 1) {
             stride[k++] = 0;
             continue;
         }
         if (i >= n) return false;
         int i1 = i + 1, k1 = k + 1;
-        int64_t a = dim[i], c = to->dim[k];
+        int64_t a = dim[i], c = to[k];
         while (a != c) {
             if (a < c) {
                 if (i1 >= n) return false;
                 a *= dim[i1++];
             } else {
-                if (k1 >= to->rank) return false;
-                c *= to->dim[k1++];
+                if (k1 >= rank) return false;
+                c *= to[k1++];
             }
         }
         for (int x = i; x + 1 < i1; x++)
@@ -115,12 +116,16 @@ static bool reshape_strides(const tensor *from, const ir_type *to, int64_t *stri
         int64_t s = st[i1 - 1];
         for (int x = k1 - 1; x >= k; x--) {
             stride[x] = s;
-            s *= to->dim[x];
+            s *= to[x];
         }
         i = i1;
         k = k1;
     }
     return true;
+}
+
+static bool reshape_strides(const tensor *from, const ir_type *to, int64_t *stride) {
+    return plan_reshape_strides(from, to->rank, to->dim, stride);
 }
 
 static plan_tensor view_reshape(builder *b, const ir_node *n, plan_tensor x, const ir_type *local) {
@@ -648,6 +653,7 @@ sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) {
         b.code = &p->program[b.prog].instrs;
         memcpy(b.at, leaves, sizeof *b.at * (size_t)g->values.n);
         TRY(lower_program(&b, need, result));
+        if (o->fuse) plan_fuse(p, b.prog, o);
         plan_in_place(p, b.prog);
     }
     TRY(plan_layout(p, o));

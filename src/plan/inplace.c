@@ -22,8 +22,13 @@ static bool whole(const plan *p, const plan_tensor *w, int64_t bytes, int loop) 
            w->tile_step == 0 && tensor_contiguous(&w->t) && tensor_numel(&w->t) * dtype_size(w->t.type) == bytes;
 }
 
-static bool may_overwrite(const plan_instr *i, int operand) {
+/* Is element k of that operand read before element k of the result is written, and not after? */
+static bool may_overwrite(const plan_instr *i, int operand, int result) {
     if (i->op == OP_xent_grad) return operand == 0;
+    if (i->op == OP_fused) /* both run along the kernel's whole space */
+        return i->kernel->out.data[result].store == GEN_STORE && i->kernel->out.data[result].step == GEN_UNIT &&
+               i->kernel->in.data[operand].step == GEN_UNIT &&
+               dtype_size(i->in[operand].t.type) == dtype_size(i->out[result].t.type);
     return i->op != OP_copy && (op_table[i->op].flags & F_ELT) != 0;
 }
 
@@ -55,15 +60,17 @@ static bool tile_by_tile(const plan_list *body, int operand, int result) {
     for (int i = 0; i < body->n; i++) {
         const plan_instr *in = &body->data[i];
         bool writes = false;
+        int which = 0;
         for (int k = 0; k < in->nout; k++) {
             if (in->out[k].buf == operand) return false;
             if (in->out[k].buf != result) continue;
             if (in->accumulate || !same_part(&in->out[k], part)) return false;
             writes = true;
+            which = k;
         }
         for (int k = 0; k < in->nin; k++) {
             if (in->in[k].buf != operand) continue;
-            bool over = in->op == OP_copy || may_overwrite(in, k);
+            bool over = in->op == OP_copy || may_overwrite(in, k, which);
             if (written || !same_part(&in->in[k], part) || (writes && !over)) return false;
         }
         written |= writes;
@@ -103,7 +110,7 @@ static void in_place(plan *p, plan_list *list, plan_tensor *result, int loop) {
             if (in->accumulate || !whole(p, &in->out[k], bytes, loop)) continue;
             for (int j = 0; j < in->nin; j++) {
                 int b = in->in[j].buf;
-                bool over = in->loop ? tile_by_tile(&in->loop->body, b, out) : may_overwrite(in, j);
+                bool over = in->loop ? tile_by_tile(&in->loop->body, b, out) : may_overwrite(in, j, k);
                 bool ok = over && last[b] == i && whole(p, &in->in[j], bytes, loop) && b != out;
                 for (int x = 0; ok && x < in->nin; x++) ok = in->in[x].buf != b || whole(p, &in->in[x], bytes, loop);
                 for (int x = 0; ok && x < k; x++) ok = in->out[x].buf != b;

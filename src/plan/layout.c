@@ -173,9 +173,21 @@ static void print_list(const plan_list *list, int indent, buf *out) {
         if (in->rank_offset) buf_printf(out, " at %lldr", (long long)in->rank_offset);
         if (in->head_offset) buf_printf(out, " heads at %lldr", (long long)in->head_offset);
         if (in->loop) buf_printf(out, " %lld times", (long long)in->loop->tiles);
+        if (in->kernel) buf_printf(out, " kernel %016llx", (unsigned long long)in->kernel->hash);
         buf_printf(out, "\n");
         if (in->loop) print_list(&in->loop->body, indent + 2, out);
     }
+}
+
+int plan_kernels(const plan *p, arena *a, gen_kernel ***out) {
+    VEC(gen_kernel *) list = {0};
+    for (int i = 0; i < p->kernels.n; i++) {
+        bool seen = false;
+        for (int j = 0; j < list.n && !seen; j++) seen = list.data[j]->hash == p->kernels.data[i]->hash;
+        if (!seen) vec_push(a, &list, p->kernels.data[i]);
+    }
+    *out = list.data;
+    return list.n;
 }
 
 void plan_print(const plan *p, buf *out) {
@@ -202,4 +214,12 @@ void plan_print(const plan *p, buf *out) {
         buf_printf(out, "program %s\n", program[g]);
         print_list(&p->program[g].instrs, 2, out);
     }
+    arena *a = arena_new();
+    gen_kernel **kernel;
+    int n = plan_kernels(p, a, &kernel);
+    for (int i = 0; i < n; i++) {
+        buf_printf(out, "kernel %016llx\n", (unsigned long long)kernel[i]->hash);
+        gen_print(kernel[i], out);
+    }
+    arena_free(a);
 }

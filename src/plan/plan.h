@@ -10,6 +10,7 @@
 #define AUTOSP_PLAN_PLAN_H
 
 #include "device/tensor.h"
+#include "gen/kernel.h"
 #include "ir/ir.h"
 
 typedef enum plan_section {
@@ -69,7 +70,8 @@ struct plan_instr {
     bool backward;
     axis_layout tile; /* dropout in a body: how the tiles cut its result; how many there are */
     int64_t tiles;
-    plan_loop *loop; /* OP_loop */
+    plan_loop *loop;          /* OP_loop */
+    const gen_kernel *kernel; /* OP_fused: what it computes; operands and results all have its space's dimensions */
 };
 
 typedef struct plan_param {
@@ -118,6 +120,7 @@ typedef struct plan {
     VEC(plan_input) inputs;
     VEC(plan_tensor) const_at; /* where const and fill data go, beside const_node */
     VEC(const ir_node *) const_node;
+    VEC(gen_kernel *) kernels; /* of all OP_fused instructions */
     plan_program program[PROG_COUNT_OF];
     plan_memory memory;
     uint64_t hash; /* of the plan's text; ranks compare it before the first collective */
@@ -126,6 +129,7 @@ typedef struct plan {
 typedef struct plan_options {
     bool optimizer; /* reserve moments */
     int64_t align;  /* of buffers; 0: 256 */
+    bool fuse;      /* element-wise and row instructions become generated kernels (fuse.c) */
     /* Workspace bytes that the device's kernel of an instruction wants; NULL: none. */
     int64_t (*workspace)(void *ctx, const plan_instr *i);
     void *ctx;
@@ -135,6 +139,9 @@ typedef struct plan_options {
  * cannot), results take over operands' buffers where that is safe, gradients accumulate in place, buffers are placed.
  * Fails when a value cannot be laid out. */
 sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) SP_NODISCARD;
+
+/* The plan's kernels, each once; how many. The list is in `a`. */
+int plan_kernels(const plan *p, arena *a, gen_kernel ***out);
 
 /* The plan as text: one line per buffer and instruction. */
 void plan_print(const plan *p, buf *out);
@@ -149,6 +156,10 @@ sp_status plan_refuse(const plan *p, int64_t budget, const char *policy) SP_NODI
 
 /* ---- used by plan.c; place_plan behind them ---- */
 
+/* numpy's rule for a reshape without a copy: strides of the same elements in another shape; false when none exist. */
+bool plan_reshape_strides(const tensor *from, int rank, const int64_t *dim, int64_t *stride);
+/* fuse.c: groups instructions into kernels. Edits the program. */
+void plan_fuse(plan *p, int program, const plan_options *o);
 /* inplace.c: lets results take over operands' buffers. Edits the program. */
 void plan_in_place(plan *p, int program);
 /* layout.c: lifetimes, sections, offsets and the memory table. */

@@ -45,11 +45,11 @@ typedef struct shortage {
     int64_t need, fixed; /* bytes that the leanest plan takes; of them at any length */
 } shortage;
 
-static sp_status compile_into(const train_model *m, const train_setup *s, train_compiled *c, shortage *why) {
+static sp_status compile_with(const train_model *m, const train_setup *s, bool fuse, train_compiled *c, shortage *why) {
     ir_graph forward = *m->forward, *joint; /* passes allocate in their input's arena and do not change it */
     forward.a = c->a;
     exec_options eo = {.dev = c->dev, .threads = s->threads};
-    plan_options po = {.optimizer = s->optimizer, .workspace = exec_workspace, .ctx = &eo};
+    plan_options po = {.optimizer = s->optimizer, .fuse = fuse, .workspace = exec_workspace, .ctx = &eo};
     TRY(train_options(m, s, &c->options));
     pass_options passes = c->options;
     TRY_NOTE(cost_machine_parse(c->a, s->machine ? s->machine : "cpu", &c->machine), "--machine");
@@ -66,6 +66,26 @@ static sp_status compile_into(const train_model *m, const train_setup *s, train_
     const plan_memory *taken = &c->plan->memory;
     *why = (shortage){taken->arena, taken->arena - taken->section[SEC_WORK]};
     return plan_refuse(c->plan, s->memory, c->save.policy);
+}
+
+bool train_fuses(const train_setup *s) {
+    if (!s->fuse_policy || strcmp(s->fuse_policy, "off") == 0) return false;
+    return strcmp(s->fuse_policy, "on") == 0 || (strcmp(s->device, "cpu") == 0 && gen_compiler());
+}
+
+/* Do the plan's kernels compile? exec_new finds them then. */
+static sp_status compile_kernels(const train_compiled *c) {
+    gen_kernel **k;
+    int n = plan_kernels(c->plan, c->a, &k);
+    return n && c->dev->compile ? c->dev->compile(k, n, ARENA_ARRAY(c->a, gen_fn *, n)) : SP_OK;
+}
+
+static sp_status compile_into(const train_model *m, const train_setup *s, train_compiled *c, shortage *why) {
+    bool fuse = train_fuses(s);
+    TRY(compile_with(m, s, fuse, c, why));
+    if (!fuse || !s->run || compile_kernels(c) == SP_OK) return SP_OK;
+    log_warn("%s; going on without fused kernels", err_text());
+    return compile_with(m, s, false, c, why);
 }
 
 static sp_status compile(const train_model *m, const train_setup *s, train_compiled *out, shortage *why) {
@@ -87,6 +107,7 @@ static bool fits(const train_model *m, const train_setup *s, int64_t seq, int64_
     train_setup t = *s;
     shortage why;
     t.seq = seq;
+    t.run = false;
     if (compile(m, &t, &c, &why) != SP_OK) {
         *bytes = why.need;
         return false;

@@ -14,6 +14,8 @@ typedef struct train_setup {
     const char *device; /* "cpu", "ref" */
     int threads;        /* of one rank's kernels */
     const char *exchange, *save_policy, *tile_policy;
+    const char *fuse_policy;                   /* "auto" (cpu, where there is a C compiler), "on", "off"; NULL: off */
+    bool run;                                  /* the plan will be run: its kernels are compiled too */
     int64_t mask_bytes, tile_bytes, tile_rows; /* pass_options */
     const char *break_rule;                    /* tests only: an op whose layout rule is wrong on purpose; NULL */
     const char *machine;                       /* what operators cost: a description (cost/cost.h); NULL: "cpu" */
@@ -36,6 +38,9 @@ typedef struct train_compiled {
 
 /* Fills in what the export fixed and checks the rest against it; the passes' options. */
 sp_status train_options(const train_model *m, const train_setup *s, pass_options *out) SP_NODISCARD;
+
+/* Are instructions fused? Depends on the policy, the device and whether there is a C compiler. */
+bool train_fuses(const train_setup *s);
 
 /* Compiles; the model stays as it is and may be compiled again. SP_FAIL when the plan needs more than s->memory, with
  * what it needs, the buffers alive at its peak, and the longest sequence that would fit. Free with train_compiled_free.

@@ -33,6 +33,7 @@ typedef struct job {
     double nudge;
     uint64_t seed;
     run_result *result;  /* written by rank 0 */
+    bool plain;          /* no fused kernels */
     bool no_last_labels; /* the last half of each row has no valid label: shards without any */
 } job;
 
@@ -64,7 +65,7 @@ static sp_status rank_body(comm *c, void *arg) {
     o.ranks = comm_size(c);
     TRY(pass_pipeline(g, &o, NULL, NULL, &joint));
     exec_options eo = {.dev = j->dev, .comm = c, .threads = j->threads};
-    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    plan_options po = {.fuse = !j->plain, .workspace = exec_workspace, .ctx = &eo};
     plan *p;
     exec *e;
     TRY(plan_build(joint, &po, &p));

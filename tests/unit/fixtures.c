@@ -100,7 +100,7 @@ static sp_status rank_body(comm *c, void *arg) {
     pass_options o = {.batch = ids->size[0], .seq = ids->size[1], .compute = j->compute, .ranks = comm_size(c)};
     TRY(pass_pipeline(g, &o, NULL, NULL, &joint));
     exec_options eo = {.dev = j->dev, .comm = c, .threads = 1};
-    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    plan_options po = {.fuse = comm_size(c) != 1 || j->compute != DT_F64, .workspace = exec_workspace, .ctx = &eo};
     plan *p;
     exec *e;
     TRY(plan_build(joint, &po, &p));

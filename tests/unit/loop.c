@@ -62,7 +62,7 @@ typedef struct job {
 static sp_status body(comm *c, void *ctx) {
     job *j = ctx;
     exec_options eo = {.dev = j->dev, .comm = c, .threads = 2};
-    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    plan_options po = {.fuse = true, .workspace = exec_workspace, .ctx = &eo};
     plan *p;
     exec *e;
     TRY(plan_build(j->g, &po, &p));

@@ -105,7 +105,7 @@ static ir_graph *joint_of(arena *a, const shape *m, int64_t batch, int64_t seq, 
 }
 
 static sp_status arena_of(void *ctx, const ir_graph *g, int64_t *bytes) {
-    plan_options po = {.workspace = exec_workspace, .ctx = ctx};
+    plan_options po = {.fuse = true, .workspace = exec_workspace, .ctx = ctx};
     plan *p;
     TRY(plan_build(g, &po, &p));
     *bytes = p->memory.arena;
@@ -133,7 +133,7 @@ static sp_status rank_body(comm *c, void *arg) {
     exec_options eo = {.dev = &device_cpu, .comm = c, .threads = 1};
     save_options o = j->o;
     save_report r = {0};
-    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    plan_options po = {.fuse = true, .workspace = exec_workspace, .ctx = &eo};
     o.lower = &po;
     if (j->saved) {
         TRY(pass_save(g, &o, &r, &g));
@@ -280,7 +280,7 @@ static void budgets_are_monotone(void **state) {
     int64_t all = 0, lean = 0, bytes = 0;
     assert_int_equal(arena_of(&eo, g, &all), SP_OK);
     save_report r;
-    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    plan_options po = {.fuse = true, .workspace = exec_workspace, .ctx = &eo};
     save_options o = {.policy = "layer", .machine = &m, .lower = &po};
     assert_int_equal(pass_save(g, &o, &r, &out), SP_OK);
     assert_int_equal(arena_of(&eo, out, &lean), SP_OK);
@@ -324,7 +324,7 @@ static double step_of(const shape *s, const char *tiles, int64_t memory, int64_t
     char *text = decoder(s);
     ir_graph *g, *joint;
     exec_options eo = {.dev = &device_cpu, .threads = 1};
-    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    plan_options po = {.fuse = true, .workspace = exec_workspace, .ctx = &eo};
     if (ir_parse(a, text, "decoder", &g) != SP_OK) fail_msg("%s", err_text());
     free(text);
     pass_options o = {.batch = 1, .seq = 1024, .ranks = 1, .compute = DT_F32, .tile_policy = tiles, .tile_rows = 64};
@@ -372,7 +372,7 @@ static int64_t least_budget(const shape *s, int64_t seq, int ranks, int64_t host
     cost_machine m = machine();
     arena *a = arena_new();
     exec_options eo = {.dev = &device_cpu, .threads = 1};
-    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    plan_options po = {.fuse = true, .workspace = exec_workspace, .ctx = &eo};
     save_options o = {.memory = 1, .host_memory = host_memory, .machine = &m, .lower = &po};
     save_report r;
     ir_graph *out;
@@ -434,7 +434,7 @@ static void moves_stand_where_they_should(void **state) {
     s.layers = 8;
     arena *a = arena_new();
     exec_options eo = {.dev = &device_cpu, .threads = 1};
-    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    plan_options po = {.fuse = true, .workspace = exec_workspace, .ctx = &eo};
     save_options o = {.host_memory = room, .machine = &m, .lower = &po, .memory = least_budget(&s, seq, 1, room)};
     save_report r;
     ir_graph *g;

@@ -148,11 +148,35 @@ static void broken_rule_is_caught(void **state) {
     assert_true(worst(&many, &one) > 1e-2);
 }
 
+/* Kernels that the plan fuses, interpreted in f64 and compiled in f32, against the ordinary ones. */
+static void fused_equals_plain(void **state) {
+    (void)state;
+    for (int ranks = 1; ranks <= 4; ranks += 3)
+        for (int f32 = 0; f32 < 2; f32++) {
+            job j = base_job();
+            j.o.seq = 40;
+            if (f32) {
+                j.dev = &device_cpu;
+                j.o.compute = DT_F32;
+                j.threads = 2;
+            }
+            run(j, ranks, &many);
+            j.plain = true;
+            run(j, ranks, &one);
+            double w = worst(&many, &one);
+            if (!(w <= (f32 ? 1e-5 : 1e-12))) fail_msg("P=%d on %s: %g", ranks, j.dev->name, w);
+            assert_true(many.work <= one.work); /* what vanishes takes no room */
+        }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ranks_agree),          cmocka_unit_test(gradients_are_derivatives),
-        cmocka_unit_test(exchanges_agree),      cmocka_unit_test(cpu_device_agrees),
-        cmocka_unit_test(dropout_is_one_mask),  cmocka_unit_test(masks_and_dropout_of_attention),
-        cmocka_unit_test(broken_rule_is_caught)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(fused_equals_plain),
+                                       cmocka_unit_test(ranks_agree),
+                                       cmocka_unit_test(gradients_are_derivatives),
+                                       cmocka_unit_test(exchanges_agree),
+                                       cmocka_unit_test(cpu_device_agrees),
+                                       cmocka_unit_test(dropout_is_one_mask),
+                                       cmocka_unit_test(masks_and_dropout_of_attention),
+                                       cmocka_unit_test(broken_rule_is_caught)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -36,6 +36,8 @@ static int64_t workspace(const dev_call *c) {
     case OP_reduce_scatter:
     case OP_all_reduce:
         return coll_workspace(c);
+    case OP_fused:
+        return cpu_fused_workspace(c);
     default:
         return cpu_rows_workspace(c);
     }
@@ -43,15 +45,24 @@ static int64_t workspace(const dev_call *c) {
 
 static sp_status prepare(dev_call *c) {
     c->state = NULL;
-    return c->op == OP_dot ? cpu_dot_prepare(c) : SP_OK;
+    return c->op == OP_dot ? cpu_dot_prepare(c) : c->op == OP_fused ? cpu_fused_prepare(c) : SP_OK;
 }
 
 static void release(dev_call *c) {
     if (c->op == OP_dot) cpu_dot_release(c);
+    if (c->op == OP_fused) cpu_fused_release(c);
 }
 
-const device device_cpu = {"cpu",      table,      workspace,       prepare,        release,
-                           kern_sumsq, kern_adamw, kern_peak_flops, kern_peak_bytes};
+const device device_cpu = {.name = "cpu",
+                           .table = table,
+                           .workspace = workspace,
+                           .compile = gen_library,
+                           .prepare = prepare,
+                           .release = release,
+                           .sumsq = kern_sumsq,
+                           .adamw = kern_adamw,
+                           .peak_flops = kern_peak_flops,
+                           .peak_bytes = kern_peak_bytes};
 
 const device *device_find(const char *name) {
     if (strcmp(name, "cpu") == 0) return &device_cpu;

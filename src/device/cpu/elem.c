@@ -13,7 +13,7 @@ INLINE vf act(kern_act kind, vf x) {
 INLINE vf act_slope(kern_act kind, vf x) {
     if (kind == KERN_SILU) {
         vf s = vsigmoid(x);
-        return s * (1.f + x * (1.f - s));
+        return s * vfma(x, 1.f - s, vset(1.f));
     }
     if (kind == KERN_GELU) return 0.5f * (1.f + verf(x * SQRT_HALF)) + x * INV_SQRT_2PI * vexp(x * x * -0.5f);
     vf s = vsigmoid(2.f * GELU_A * (x + GELU_B * x * x * x));

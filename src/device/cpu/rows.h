@@ -35,30 +35,4 @@ enum { ROWS_ALONE = 1 << 15, ELEM_CHUNK = 1 << 14 };
 INLINE const void *elem_at(bool bf, const void *p, int64_t i) { return (const char *)p + i * (bf ? 2 : 4); }
 INLINE void *elem_of(bool bf, void *p, int64_t i) { return (char *)p + i * (bf ? 2 : 4); }
 
-/* Loads n <= VL elements; n == VL is the fast case. Stores likewise. */
-INLINE vf get_part(bool bf, const void *p, int64_t i, int64_t n, float rest) {
-    return n >= VL ? vget(bf, p, i) : vget_n(bf, p, i, n, rest);
-}
-INLINE void put_part(bool bf, void *p, int64_t i, int64_t n, vf x) {
-    if (n >= VL)
-        vput(bf, p, i, x);
-    else
-        vput_n(bf, p, i, n, x);
-}
-
-/* The body for i = from, from + VL, ... with `left` elements to go: VL, a constant, in the loop, and fewer in a last
- * round of its own, so that the loop has no slow path. */
-#define EACH_VECTOR(i, from, to, ...)                                                                                  \
-    do {                                                                                                               \
-        int64_t i = (from);                                                                                            \
-        for (; i + VL <= (to); i += VL) {                                                                              \
-            const int64_t left = VL;                                                                                   \
-            __VA_ARGS__                                                                                                \
-        }                                                                                                              \
-        if (i < (to)) {                                                                                                \
-            const int64_t left = (to)-i;                                                                               \
-            __VA_ARGS__                                                                                                \
-        }                                                                                                              \
-    } while (0)
-
 #endif

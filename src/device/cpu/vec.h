@@ -2,12 +2,16 @@
  *
  * The width follows the flags this folder is compiled with (AUTOSP_NATIVE): 16 lanes with AVX-512, 8 with AVX, 4 else
  * (SSE2, NEON). Loads and stores are unaligned. bf16 is read by a shift and written with round to nearest even.
- * Polynomials are minimax fits (Lawson's weighted least squares) of degrees chosen so that rounding dominates.
+ * Multiply-adds of functions are written as such (vfma), so that their bits do not depend on what the compiler
+ * contracts. Polynomials are minimax fits (Lawson's weighted least squares) of degrees chosen so that rounding
+ * dominates.
  */
 #ifndef AUTOSP_DEVICE_CPU_VEC_H
 #define AUTOSP_DEVICE_CPU_VEC_H
 
+#ifndef VEC_ALONE /* generated code has this file's text in front of it, and no other of ours (gen/dialect_c.c) */
 #include "base/base.h"
+#endif
 
 #include <math.h>
 
@@ -15,6 +19,7 @@
 #include <immintrin.h>
 #define VEC_BYTES 64
 #elif defined(__AVX__)
+#include <immintrin.h>
 #define VEC_BYTES 32
 #else
 #define VEC_BYTES 16
@@ -34,6 +39,16 @@ typedef uint32_t vu __attribute__((vector_size(VEC_BYTES)));
 INLINE vf vld(const float *p) { return *(const vf_mem *)p; }
 INLINE void vst(float *p, vf x) { *(vf_mem *)p = x; }
 INLINE vf vset(float x) { return x - (vf){0}; } /* exact also for -0 */
+/* a b + c, rounded once where the machine can. */
+INLINE vf vfma(vf a, vf b, vf c) {
+#ifdef __AVX512F__
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
 
 INLINE float bf16_get(uint16_t h) {
     union {
@@ -103,6 +118,13 @@ INLINE vf vset_word(const float *p) {
 INLINE vf vpair(vf even, vf odd) { return (vf)(vround_bf16(even) | vround_bf16(odd) << 16); }
 #endif
 
+/* x as a bf16 would hold it. */
+INLINE vf vbf16(vf x) {
+    uint16_t h[VL];
+    vst_bf16(h, x);
+    return vld_bf16(h);
+}
+
 /* Element i of an f32 or bf16 array; `bf` is a constant wherever speed matters. */
 INLINE vf vget(bool bf, const void *p, int64_t i) {
     return bf ? vld_bf16((const uint16_t *)p + i) : vld((const float *)p + i);
@@ -134,6 +156,32 @@ INLINE void vput_n(bool bf, void *p, int64_t i, int64_t n, vf x) {
     vst(tmp, x);
     for (int64_t j = 0; j < n; j++) sput(bf, p, i + j, tmp[j]);
 }
+
+/* Loads n <= VL elements; n == VL is the fast case. Stores likewise. */
+INLINE vf get_part(bool bf, const void *p, int64_t i, int64_t n, float rest) {
+    return n >= VL ? vget(bf, p, i) : vget_n(bf, p, i, n, rest);
+}
+INLINE void put_part(bool bf, void *p, int64_t i, int64_t n, vf x) {
+    if (n >= VL)
+        vput(bf, p, i, x);
+    else
+        vput_n(bf, p, i, n, x);
+}
+
+/* The body for i = from, from + VL, ... with `left` elements to go: VL, a constant, in the loop, and fewer in a last
+ * round of its own, so that the loop has no slow path. */
+#define EACH_VECTOR(i, from, to, ...)                                                                                  \
+    do {                                                                                                               \
+        int64_t i = (from);                                                                                            \
+        for (; i + VL <= (to); i += VL) {                                                                              \
+            const int64_t left = VL;                                                                                   \
+            __VA_ARGS__                                                                                                \
+        }                                                                                                              \
+        if (i < (to)) {                                                                                                \
+            const int64_t left = (to)-i;                                                                               \
+            __VA_ARGS__                                                                                                \
+        }                                                                                                              \
+    } while (0)
 
 INLINE vf vselect(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 /* A NaN in x is kept; one in the bound is not expected. */
@@ -192,24 +240,24 @@ INLINE vf vexp2(vf x) {
     x = vmax(vset(-151.f), x);
     x = vselect(x > 129.f, vset(129.f), x);
     vf n = vround(x), f = x - n;
-    vf p = f * 1.534581156e-04f + 1.339993122e-03f;
-    p = p * f + 9.618488959e-03f;
-    p = p * f + 5.550328777e-02f;
-    p = p * f + 2.402264689e-01f;
-    p = p * f + 6.931472057e-01f;
-    p = p * f + 1.f;
+    vf p = vfma(f, vset(1.534581156e-04f), vset(1.339993122e-03f));
+    p = vfma(p, f, vset(9.618488959e-03f));
+    p = vfma(p, f, vset(5.550328777e-02f));
+    p = vfma(p, f, vset(2.402264689e-01f));
+    p = vfma(p, f, vset(6.931472057e-01f));
+    p = vfma(p, f, vset(1.f));
     return vscale2(p, n);
 }
 /* 2^x for x <= 0 (softmax numerators): as vexp2, without the upper bound. */
 INLINE vf vexp2_neg(vf x) {
     x = vmax(vset(-151.f), x);
     vf n = vround(x), f = x - n;
-    vf p = f * 1.534581156e-04f + 1.339993122e-03f;
-    p = p * f + 9.618488959e-03f;
-    p = p * f + 5.550328777e-02f;
-    p = p * f + 2.402264689e-01f;
-    p = p * f + 6.931472057e-01f;
-    p = p * f + 1.f;
+    vf p = vfma(f, vset(1.534581156e-04f), vset(1.339993122e-03f));
+    p = vfma(p, f, vset(9.618488959e-03f));
+    p = vfma(p, f, vset(5.550328777e-02f));
+    p = vfma(p, f, vset(2.402264689e-01f));
+    p = vfma(p, f, vset(6.931472057e-01f));
+    p = vfma(p, f, vset(1.f));
     return vscale2(p, n);
 }
 /* e^x, 1-2 ulp: the argument is reduced with ln 2 in two parts. */
@@ -217,24 +265,24 @@ INLINE vf vexp(vf x) {
     x = vmax(vset(-105.f), x);
     x = vselect(x > 89.f, vset(89.f), x);
     vf n = vround(x * 1.442695041f);
-    vf r = x - n * 0.693145752f; /* 16 bits: the product is exact */
-    r = r - n * 1.42860682e-06f;
-    vf p = r * 1.381459837e-03f + 8.368716898e-03f;
-    p = p * r + 4.166838805e-02f;
-    p = p * r + 1.666652063e-01f;
-    p = p * r + 4.999999345e-01f;
-    p = (p * r) * r + r + 1.f;
+    vf r = vfma(n, vset(-0.693145752f), x); /* 16 bits: the product is exact */
+    r = vfma(n, vset(-1.42860682e-06f), r);
+    vf p = vfma(r, vset(1.381459837e-03f), vset(8.368716898e-03f));
+    p = vfma(p, r, vset(4.166838805e-02f));
+    p = vfma(p, r, vset(1.666652063e-01f));
+    p = vfma(p, r, vset(4.999999345e-01f));
+    p = vfma(p * r, r, r) + 1.f;
     return vscale2(p, n);
 }
 INLINE vf vsigmoid(vf x) { return 1.f / (1.f + vexp(-x)); }
 INLINE vf vtanh(vf x) {
     vf z = x * x;
-    vf p = z * 2.064665136e-03f - 8.091968335e-03f;
-    p = p * z + 2.166634693e-02f;
-    p = p * z - 5.394056318e-02f;
-    p = p * z + 1.333315790e-01f;
-    p = p * z - 3.333332961e-01f;
-    vf small = p * z * x + x;
+    vf p = vfma(z, vset(2.064665136e-03f), vset(-8.091968335e-03f));
+    p = vfma(p, z, vset(2.166634693e-02f));
+    p = vfma(p, z, vset(-5.394056318e-02f));
+    p = vfma(p, z, vset(1.333315790e-01f));
+    p = vfma(p, z, vset(-3.333332961e-01f));
+    vf small = vfma(p * z, x, x);
     vf big = 1.f - 2.f / (1.f + vexp(x + x));
     vf a = (vf)((vi)x & 0x7fffffff);
     return vselect(a < 0.625f, small, big);
@@ -242,23 +290,23 @@ INLINE vf vtanh(vf x) {
 /* erf(x): an odd polynomial near 0, beyond 1 from a polynomial in the exponent of erfc. */
 INLINE vf verf(vf x) {
     vf z = x * x;
-    vf p = z * 7.853857549e-05f - 8.010192387e-04f;
-    p = p * z + 5.188327531e-03f;
-    p = p * z - 2.685381184e-02f;
-    p = p * z + 1.128358515e-01f;
-    p = p * z - 3.761262582e-01f;
-    p = p * z + 1.128379166e+00f;
+    vf p = vfma(z, vset(7.853857549e-05f), vset(-8.010192387e-04f));
+    p = vfma(p, z, vset(5.188327531e-03f));
+    p = vfma(p, z, vset(-2.685381184e-02f));
+    p = vfma(p, z, vset(1.128358515e-01f));
+    p = vfma(p, z, vset(-3.761262582e-01f));
+    p = vfma(p, z, vset(1.128379166e+00f));
     vf small = p * x;
     vf a = (vf)((vi)x & 0x7fffffff);
     a = vselect(a > 4.2f, vset(4.2f), a);
-    vf q = a * 2.181698877e-06f - 6.285671714e-05f;
-    q = q * a + 8.304953243e-04f;
-    q = q * a - 6.722525688e-03f;
-    q = q * a + 3.770461743e-02f;
-    q = q * a - 1.580779822e-01f;
-    q = q * a - 9.123208914e-01f;
-    q = q * a - 1.630114549e+00f;
-    q = q * a + 3.447770472e-04f;
+    vf q = vfma(a, vset(2.181698877e-06f), vset(-6.285671714e-05f));
+    q = vfma(q, a, vset(8.304953243e-04f));
+    q = vfma(q, a, vset(-6.722525688e-03f));
+    q = vfma(q, a, vset(3.770461743e-02f));
+    q = vfma(q, a, vset(-1.580779822e-01f));
+    q = vfma(q, a, vset(-9.123208914e-01f));
+    q = vfma(q, a, vset(-1.630114549e+00f));
+    q = vfma(q, a, vset(3.447770472e-04f));
     vf big = 1.f - vexp2(q);
     big = (vf)((vi)big | ((vi)x & (int32_t)0x80000000));
     return vselect(a < 1.f, small, big);

@@ -104,6 +104,10 @@ static double binary(ir_op op, double x, double y) {
     }
 }
 
+double ref_eval(ir_op op, int nargs, const double *x) {
+    return nargs == 1 ? unary(op, x[0]) : nargs == 2 ? binary(op, x[0], x[1]) : x[0] != 0 ? x[1] : x[2];
+}
+
 static sp_status each(dev_call *c) {
     const tensor *t[4] = {&c->out[0]};
     for (int i = 0; i < c->nin; i++) t[i + 1] = &c->in[i];

@@ -1,6 +1,8 @@
 /* ref.c - the reference device's table, and the walk that its kernels share. */
 #include "device/ref/ref.h"
 
+#include <stdlib.h>
+
 ref_walk ref_walk_begin(int n, const tensor *const *t, int rank, const int64_t *dim) {
     ref_walk w = {.rank = rank, .n = n, .more = true};
     for (int d = 0; d < rank; d++) {
@@ -38,10 +40,18 @@ static dev_fn *const table[OP_COUNT] = {
 #undef OP
 };
 
-static sp_status prepare(dev_call *c) {
-    c->state = NULL;
+/* An interpreted kernel's memory is its own: plans have room for what compiled ones need. */
+sp_status ref_fused_prepare(dev_call *c) {
+    c->state = malloc((size_t)ref_fused_scratch(c));
+    CHECK(c->state, "no memory for interpreting a kernel");
     return SP_OK;
 }
-static void release(dev_call *c) { (void)c; }
 
-const device device_ref = {"ref", table, coll_workspace, prepare, release, NULL, NULL, NULL, NULL};
+static sp_status prepare(dev_call *c) {
+    c->state = NULL;
+    return c->op == OP_fused ? ref_fused_prepare(c) : SP_OK;
+}
+static void release(dev_call *c) { free(c->state); }
+
+const device device_ref = {
+    .name = "ref", .table = table, .workspace = coll_workspace, .prepare = prepare, .release = release};

@@ -74,6 +74,13 @@ typedef struct ref_walk {
 ref_walk ref_walk_begin(int n, const tensor *const *t, int rank, const int64_t *dim);
 void ref_walk_next(ref_walk *w);
 
+/* elt.c: an element-wise op of one, two or three numbers. */
+double ref_eval(ir_op op, int nargs, const double *x);
+
+/* fused.c: ref_fused interprets c->kernel; its memory is c->state, of ref_fused_scratch bytes. ref.c: takes it. */
+int64_t ref_fused_scratch(const dev_call *c);
+sp_status ref_fused_prepare(dev_call *c);
+
 #define OP(name, nin, nout, flags, shape, rule, grad, kern) dev_fn ref_##kern;
 #include "ir/ops.def"
 #undef OP

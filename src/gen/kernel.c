@@ -1,0 +1,144 @@
+/* kernel.c - builds kernels of the kernel language: statements, levels, passes, text.
+ *
+ * Equal statements are made once, so a value that two members of a group compute, or an operand that two of them load,
+ * costs once. Requires: arguments are earlier statements. Keeps: the order in which results were added.
+ */
+#include "gen/kernel.h"
+
+static const char *const kind_name[GEN_KINDS] = {"load", "const", "cols", "", "round", "sum", "max"};
+
+gen_kernel *gen_new(arena *a) {
+    gen_kernel *k = ARENA_NEW(a, gen_kernel);
+    k->a = a;
+    return k;
+}
+
+static bool same(const gen_stmt *a, const gen_stmt *b) {
+    bool equal = a->kind == b->kind && a->op == b->op && a->nargs == b->nargs && a->type == b->type &&
+                 memcmp(&a->value, &b->value, sizeof a->value) == 0;
+    for (int i = 0; i < 3 && equal; i++) equal = a->arg[i] == b->arg[i];
+    return equal;
+}
+
+static int add(gen_kernel *k, gen_stmt s) {
+    for (int i = 0; i < k->s.n; i++)
+        if (same(&k->s.data[i], &s)) return i;
+    s.row = s.kind != GEN_LOAD || k->in.data[s.arg[0]].step == GEN_STILL;
+    for (int i = 0; s.kind != GEN_LOAD && i < s.nargs; i++) {
+        const gen_stmt *x = &k->s.data[s.arg[i]];
+        s.row &= x->row;
+        if (x->level > s.level) s.level = x->level;
+    }
+    if (s.kind == GEN_SUM || s.kind == GEN_MAX) {
+        s.row = true;
+        s.level++;
+    }
+    vec_push(k->a, &k->s, s);
+    return k->s.n - 1;
+}
+
+int gen_load(gen_kernel *k, int operand) {
+    return add(k, (gen_stmt){.kind = GEN_LOAD, .nargs = 1, .arg = {operand}, .type = k->in.data[operand].type});
+}
+int gen_const(gen_kernel *k, double v) { return add(k, (gen_stmt){.kind = GEN_CONST, .value = v}); }
+int gen_cols(gen_kernel *k) { return add(k, (gen_stmt){.kind = GEN_COLS}); }
+int gen_op1(gen_kernel *k, ir_op op, int x) {
+    return add(k, (gen_stmt){.kind = GEN_OP, .op = op, .nargs = 1, .arg = {x}});
+}
+int gen_op2(gen_kernel *k, ir_op op, int x, int y) {
+    return add(k, (gen_stmt){.kind = GEN_OP, .op = op, .nargs = 2, .arg = {x, y}});
+}
+int gen_op3(gen_kernel *k, ir_op op, int x, int y, int z) {
+    return add(k, (gen_stmt){.kind = GEN_OP, .op = op, .nargs = 3, .arg = {x, y, z}});
+}
+
+int gen_round(gen_kernel *k, int x, dtype t) {
+    const gen_stmt *s = &k->s.data[x];
+    if ((s->kind == GEN_LOAD || s->kind == GEN_ROUND) && s->type == t) return x;
+    return add(k, (gen_stmt){.kind = GEN_ROUND, .nargs = 1, .arg = {x}, .type = t});
+}
+
+int gen_reduce(gen_kernel *k, gen_kind kind, int x) { return add(k, (gen_stmt){.kind = kind, .nargs = 1, .arg = {x}}); }
+
+/* Drops statements that no result needs and numbers the rest anew. */
+static void sweep(gen_kernel *k) {
+    int *to = ARENA_ARRAY(k->a, int, k->s.n + 1), n = 0;
+    for (int i = 0; i < k->out.n; i++) to[k->out.data[i].value] = 1;
+    for (int i = k->s.n - 1; i >= 0; i--)
+        for (int j = 0; to[i] && k->s.data[i].kind != GEN_LOAD && j < k->s.data[i].nargs; j++)
+            to[k->s.data[i].arg[j]] = 1;
+    for (int i = 0; i < k->s.n; i++) {
+        if (!to[i]) continue;
+        gen_stmt s = k->s.data[i];
+        for (int j = 0; s.kind != GEN_LOAD && j < s.nargs; j++) s.arg[j] = to[s.arg[j]];
+        to[i] = n;
+        k->s.data[n++] = s;
+    }
+    k->s.n = n;
+    for (int i = 0; i < k->out.n; i++) k->out.data[i].value = to[k->out.data[i].value];
+}
+
+void gen_finish(gen_kernel *k) {
+    sweep(k);
+    for (int i = 0; i < k->s.n; i++)
+        if (k->s.data[i].level > k->levels) k->levels = k->s.data[i].level;
+    for (int i = 0; i < k->out.n; i++) k->columns += k->out.data[i].store >= GEN_COLUMNS;
+    k->whole_rows = k->levels > 0 || k->columns > 0;
+    buf text = {0};
+    gen_print(k, &text);
+    k->hash = hash_bytes(HASH_INIT, text.data, text.n);
+    buf_free(&text);
+}
+
+void gen_pass_needs(const gen_kernel *k, int pass, bool *needed) {
+    memset(needed, 0, sizeof *needed * (size_t)k->s.n);
+    for (int i = 0; i < k->out.n && pass == k->levels; i++) needed[k->out.data[i].value] = true;
+    for (int i = 0; i < k->s.n; i++)
+        if ((k->s.data[i].kind == GEN_SUM || k->s.data[i].kind == GEN_MAX) && k->s.data[i].level == pass + 1)
+            needed[k->s.data[i].arg[0]] = true;
+    for (int i = k->s.n - 1; i >= 0; i--) {
+        const gen_stmt *s = &k->s.data[i];
+        if (s->row) needed[i] = false;
+        for (int j = 0; needed[i] && s->kind != GEN_LOAD && j < s->nargs; j++) needed[s->arg[j]] = true;
+    }
+}
+
+void gen_print(const gen_kernel *k, buf *out) {
+    static const char *const step[] = {"", " still", " strided"};
+    static const char *const store[] = {"store", "add", "columns", "columns+"};
+    for (int i = 0; i < k->s.n; i++) {
+        const gen_stmt *s = &k->s.data[i];
+        buf_printf(out, "  %%%d = %s", i, s->kind == GEN_OP ? op_table[s->op].name : kind_name[s->kind]);
+        if (s->kind == GEN_LOAD) {
+            const gen_operand *x = &k->in.data[s->arg[0]];
+            buf_printf(out, " %d %s%s", s->arg[0], dtype_name(x->type), step[x->step]);
+        }
+        if (s->kind == GEN_ROUND) buf_printf(out, " %s", dtype_name(s->type));
+        if (s->kind == GEN_CONST) buf_printf(out, " %.17g", s->value);
+        for (int j = 0; s->kind != GEN_LOAD && j < s->nargs; j++) buf_printf(out, " %%%d", s->arg[j]);
+        buf_printf(out, "\n");
+    }
+    for (int i = 0; i < k->out.n; i++) {
+        const gen_result *r = &k->out.data[i];
+        buf_printf(out, "  %s %d %s%s %%%d\n", store[r->store], i, dtype_name(r->type), step[r->step], r->value);
+    }
+}
+
+bool gen_has_expr(ir_op op) {
+    switch (op) {
+#define EXPR(name, text) case OP_##name:
+#include "gen/expr.def"
+#undef EXPR
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool gen_compilable(const gen_kernel *k) {
+    for (int i = 0; i < k->in.n; i++)
+        if (k->in.data[i].type == DT_F64) return false;
+    for (int i = 0; i < k->out.n; i++)
+        if (k->out.data[i].type == DT_F64) return false;
+    return true;
+}

@@ -1,0 +1,175 @@
+/* member.c - what an instruction computes, in statements: a row of expr.def for an element-wise op, a few lines here
+ * for what reduces or has two results. The formulas are those of the ordinary kernels (device/cpu/norm.c, softmax.c).
+ *
+ * Where an op ends its value is rounded to the type that its result would have had in memory, so what a kernel computes
+ * does not depend on which ops it holds.
+ */
+#include "gen/kernel.h"
+
+gen_role gen_role_of(ir_op op, const ir_node *n, int i) {
+    const ir_dim *dims;
+    switch (op) {
+    case OP_rmsnorm: /* x, w -> y, rstd */
+        return i == 1 ? GEN_COLUMN : i == 3 ? GEN_ROW : GEN_ELEMENTS;
+    case OP_rmsnorm_grad: /* x, w, rstd, dy -> dx, dw */
+        return i == 1 || i == 5 ? GEN_COLUMN : i == 2 ? GEN_ROW : GEN_ELEMENTS;
+    case OP_layernorm: /* x, w, b -> y, mean, rstd */
+        return i == 1 || i == 2 ? GEN_COLUMN : i >= 4 ? GEN_ROW : GEN_ELEMENTS;
+    case OP_layernorm_grad: /* x, w, mean, rstd, dy -> dx, dw, db */
+        return i == 1 || i >= 6 ? GEN_COLUMN : i == 2 || i == 3 ? GEN_ROW : GEN_ELEMENTS;
+    case OP_sum:
+        if (i == 0) return GEN_ELEMENTS;
+        ir_dims(n, "dims", &dims);
+        return dims[0] == 0 ? GEN_COLUMN : GEN_ROW;
+    default:
+        return GEN_ELEMENTS;
+    }
+}
+
+bool gen_reduces(ir_op op) {
+    switch (op) {
+    case OP_rmsnorm:
+    case OP_rmsnorm_grad:
+    case OP_layernorm:
+    case OP_layernorm_grad:
+    case OP_softmax:
+    case OP_softmax_grad:
+    case OP_sum:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Sums along the row, or over all rows; other sums are left to their kernel. */
+static bool can_sum(const ir_node *n, int rank) {
+    const ir_dim *dims;
+    int k = ir_dims(n, "dims", &dims);
+    if (rank < 2) return false;
+    if (k == 1 && dims[0] == rank - 1) return true;
+    for (int i = 0; i < k; i++)
+        if (dims[i] != i) return false;
+    return k == rank - 1;
+}
+
+bool gen_can(ir_op op, const ir_node *n, int nin, int nout, const tensor *const *t) {
+    for (int i = 0; i < nin + nout; i++)
+        if (t[i]->type != DT_F32 && t[i]->type != DT_BF16 && t[i]->type != DT_F64) return false;
+    switch (op) {
+    case OP_copy:
+    case OP_cast:
+    case OP_accum:
+    case OP_swiglu_grad:
+    case OP_rmsnorm:
+    case OP_rmsnorm_grad:
+    case OP_layernorm:
+    case OP_layernorm_grad:
+        return t[0]->rank > 0;
+    case OP_softmax:
+    case OP_softmax_grad:
+        return ir_int(n, "dim", -1) == t[0]->rank - 1;
+    case OP_sum:
+        return can_sum(n, t[0]->rank);
+    default:
+        return gen_has_expr(op) && t[nin]->rank > 0;
+    }
+}
+
+bool gen_exact(ir_op op) {
+    switch (op) {
+    case OP_copy:
+    case OP_cast:
+    case OP_accum:
+    case OP_neg:
+    case OP_abs:
+    case OP_recip:
+    case OP_sqrt:
+    case OP_add:
+    case OP_sub:
+    case OP_mul:
+    case OP_div:
+    case OP_max:
+    case OP_min:
+    case OP_relu:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static int mean(gen_kernel *k, int x) { return gen_op2(k, OP_div, gen_reduce(k, GEN_SUM, x), gen_cols(k)); }
+static int mul(gen_kernel *k, int x, int y) { return gen_op2(k, OP_mul, x, y); }
+static int sub(gen_kernel *k, int x, int y) { return gen_op2(k, OP_sub, x, y); }
+
+/* 1 / sqrt(mean of squares + eps) */
+static int inverse_root(gen_kernel *k, int x, const ir_node *n) {
+    return gen_op1(k, OP_rsqrt, gen_op2(k, OP_add, mean(k, mul(k, x, x)), gen_const(k, ir_float(n, "eps", 0))));
+}
+
+void gen_member(gen_kernel *k, ir_op op, const ir_node *n, const int *in, const dtype *type, int *value) {
+    int nout = 1;
+    switch (op) {
+    case OP_copy:
+    case OP_cast:
+    case OP_accum:
+        value[0] = in[0];
+        break;
+    case OP_swiglu_grad: { /* (g, u, dy): dg = dy u s (1 + g (1 - s)), du = dy g s */
+        int s = gen_op1(k, OP_sigmoid, in[0]), one = gen_const(k, 1);
+        int slope = gen_op2(k, OP_add, one, mul(k, in[0], sub(k, one, s)));
+        value[0] = mul(k, mul(k, mul(k, in[2], in[1]), s), slope);
+        value[1] = mul(k, mul(k, in[2], in[0]), s);
+        nout = 2;
+        break;
+    }
+    case OP_rmsnorm:
+        value[1] = inverse_root(k, in[0], n);
+        value[0] = mul(k, mul(k, in[0], value[1]), in[1]);
+        nout = 2;
+        break;
+    case OP_layernorm: {
+        value[1] = mean(k, in[0]);
+        int centred = sub(k, in[0], value[1]);
+        value[2] = inverse_root(k, centred, n);
+        value[0] = gen_op2(k, OP_add, mul(k, mul(k, centred, value[2]), in[1]), in[2]);
+        nout = 3;
+        break;
+    }
+    case OP_rmsnorm_grad: { /* dx = rstd (g - xh mean(g xh)), g = dy w, xh = x rstd */
+        int xh = mul(k, in[0], in[2]), g = mul(k, in[3], in[1]);
+        value[0] = mul(k, sub(k, g, mul(k, xh, mean(k, mul(k, g, xh)))), in[2]);
+        value[1] = mul(k, in[3], xh);
+        nout = 2;
+        break;
+    }
+    case OP_layernorm_grad: { /* dx = rstd (g - mean(g) - xh mean(g xh)), xh = (x - mean) rstd */
+        int xh = mul(k, sub(k, in[0], in[2]), in[3]), g = mul(k, in[4], in[1]);
+        int rest = mul(k, xh, mean(k, mul(k, g, xh)));
+        value[0] = mul(k, sub(k, sub(k, g, mean(k, g)), rest), in[3]);
+        value[1] = mul(k, in[4], xh);
+        value[2] = in[4];
+        nout = 3;
+        break;
+    }
+    case OP_softmax: { /* the bounds are for rows of -inf, which give 0: other rows' sums are 1 or more */
+        int top = gen_op2(k, OP_max, gen_reduce(k, GEN_MAX, in[0]), gen_const(k, -3e38));
+        int e = gen_op1(k, OP_exp, sub(k, in[0], top));
+        int total = gen_op2(k, OP_max, gen_reduce(k, GEN_SUM, e), gen_const(k, 1e-30));
+        value[0] = mul(k, e, gen_op1(k, OP_recip, total));
+        break;
+    }
+    case OP_softmax_grad: /* (y, dy): y (dy - <y, dy>) */
+        value[0] = mul(k, in[0], sub(k, in[1], gen_reduce(k, GEN_SUM, mul(k, in[0], in[1]))));
+        break;
+    case OP_sum:
+        value[0] = gen_role_of(op, n, 1) == GEN_COLUMN ? in[0] : gen_reduce(k, GEN_SUM, in[0]);
+        break;
+    default:
+        value[0] = op_table[op].nin == 1   ? gen_op1(k, op, in[0])
+                   : op_table[op].nin == 2 ? gen_op2(k, op, in[0], in[1])
+                                           : gen_op3(k, op, in[0], in[1], in[2]);
+    }
+    int nin = op_table[op].nin;
+    for (int i = 0; i < nout; i++)
+        if (gen_role_of(op, n, nin + i) != GEN_COLUMN) value[i] = gen_round(k, value[i], type[i]);
+}

@@ -1,0 +1,110 @@
+/* source.c - kernels as source text: the walk over passes and statements, the same for every dialect.
+ *
+ * A row's statements (one value a row) stand before the pass of their level; then come the columns, with what this pass
+ * needs of them and its reductions; stores come with the last pass, behind all its loads.
+ */
+#include "gen/dialect.h"
+
+#include <ctype.h>
+
+static const char *expression(ir_op op) {
+    switch (op) {
+#define EXPR(name, text)                                                                                               \
+    case OP_##name:                                                                                                    \
+        return text;
+#include "gen/expr.def"
+#undef EXPR
+    default:
+        ASSERT(!"an op with an expression");
+        return "";
+    }
+}
+
+/* An expression with x, y, z replaced by the arguments' variables. */
+static void substitute(const char *text, const int *arg, buf *out) {
+    bool word = false; /* inside an identifier or a number */
+    for (const char *c = text; *c; c++) {
+        bool letter = isalnum((unsigned char)*c) || *c == '_';
+        bool alone = !word && !isalnum((unsigned char)c[1]) && c[1] != '_';
+        if (*c >= 'x' && *c <= 'z' && alone)
+            buf_printf(out, "v%d", arg[*c - 'x']);
+        else
+            buf_write(out, c, 1);
+        word = letter || (word && *c == '.');
+    }
+}
+
+static void statement(const gen_dialect *d, const gen_kernel *k, int i, buf *out) {
+    const gen_stmt *s = &k->s.data[i];
+    buf text = {0};
+    switch (s->kind) {
+    case GEN_LOAD:
+        d->load(k, i, out);
+        return;
+    case GEN_OP:
+        substitute(expression(s->op), s->arg, &text);
+        break;
+    case GEN_ROUND:
+        buf_printf(&text, s->type == DT_BF16 ? "k_bf16(v%d)" : "v%d", s->arg[0]);
+        break;
+    case GEN_CONST:
+        buf_printf(&text, "k_number(%af)", (double)(float)s->value);
+        break;
+    case GEN_COLS:
+        buf_printf(&text, "k_number((float)a->cols)");
+        break;
+    case GEN_SUM:
+    case GEN_MAX:
+    case GEN_KINDS:
+        ASSERT(!"not a statement of its own");
+    }
+    d->value(k, i, text.data, out);
+    buf_free(&text);
+}
+
+static bool reduces(const gen_stmt *s, int level) {
+    return (s->kind == GEN_SUM || s->kind == GEN_MAX) && s->level == level;
+}
+
+static void pass(const gen_dialect *d, const gen_kernel *k, int p, bool *needed, buf *out) {
+    bool columns = false, last = p == k->levels;
+    gen_pass_needs(k, p, needed);
+    for (int i = 0; i < k->s.n; i++) {
+        const gen_stmt *s = &k->s.data[i];
+        if (s->row && s->level == p && s->kind != GEN_SUM && s->kind != GEN_MAX) statement(d, k, i, out);
+        columns |= reduces(s, p + 1);
+    }
+    for (int i = 0; last && i < k->out.n; i++) columns |= k->out.data[i].step != GEN_STILL;
+    if (!columns) return;
+    for (int i = 0; i < k->s.n; i++)
+        if (reduces(&k->s.data[i], p + 1)) d->reduce_open(k, i, out);
+    d->open_columns(out);
+    for (int i = 0; i < k->s.n; i++)
+        if (needed[i]) statement(d, k, i, out);
+    for (int i = 0; i < k->s.n; i++)
+        if (reduces(&k->s.data[i], p + 1)) d->reduce(k, i, out);
+    for (int i = 0; last && i < k->out.n; i++)
+        if (k->out.data[i].step != GEN_STILL) d->store(k, i, out);
+    d->close_columns(out);
+    for (int i = 0; i < k->s.n; i++)
+        if (reduces(&k->s.data[i], p + 1)) d->reduce_close(k, i, out);
+}
+
+void gen_source_in(const gen_dialect *d, gen_kernel *const *k, int n, buf *out) {
+    d->prelude(out);
+    for (int i = 0; i < n; i++) {
+        arena *a = arena_new();
+        bool *needed = ARENA_ARRAY(a, bool, k[i]->s.n + 1);
+        buf_printf(out, "\n/*\n");
+        gen_print(k[i], out);
+        buf_printf(out, "*/\n");
+        d->open(k[i], out);
+        for (int p = 0; p <= k[i]->levels; p++) pass(d, k[i], p, needed, out);
+        for (int r = 0; r < k[i]->out.n; r++)
+            if (k[i]->out.data[r].step == GEN_STILL) d->store(k[i], r, out);
+        d->close(k[i], out);
+        arena_free(a);
+    }
+}
+
+void gen_source(gen_kernel *const *k, int n, buf *out) { gen_source_in(&gen_dialect_c, k, n, out); }

@@ -1,0 +1,267 @@
+/* Fusion: which instructions become kernels (golden plans of tests/ir/fuse), generated code against the interpreter on
+ * random kernels, and bits that do not depend on the grouping.
+ *
+ * With AUTOSP_BLESS=1 in the environment the golden plans are rewritten: read the difference. */
+#include "device/ref/ref.h"
+#include "exec/exec.h"
+#include "plan/plan.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+/* ---- golden plans ---------------------------------------------------------------------------------- */
+
+static char *read_text(arena *a, const char *path) {
+    FILE *f = fopen(path, "r");
+    if (!f) return NULL;
+    char *text = arena_alloc(a, 1 << 16);
+    text[fread(text, 1, (1 << 16) - 1, f)] = 0;
+    fclose(f);
+    return text;
+}
+
+static int golden(const char *name) {
+    arena *a = arena_new();
+    char *path = arena_printf(a, AUTOSP_SOURCE_DIR "/tests/ir/fuse/%s.ir", name);
+    char *want_path = arena_printf(a, AUTOSP_SOURCE_DIR "/tests/ir/fuse/%s.plan", name);
+    char *want = read_text(a, want_path);
+    exec_options eo = {.dev = &device_cpu, .threads = 1};
+    plan_options po = {.fuse = true, .workspace = exec_workspace, .ctx = &eo};
+    ir_graph *g;
+    plan *p;
+    buf text = {0};
+    if (ir_parse(a, read_text(a, path), path, &g) != SP_OK || plan_build(g, &po, &p) != SP_OK) {
+        print_error("%s: %s\n", path, err_text());
+        return 1;
+    }
+    plan_print(p, &text);
+    char *got = strstr(text.data, "program step"), *eval = strstr(text.data, "program eval");
+    char *kernels = strstr(text.data, "kernel ");
+    while (kernels && kernels[-1] != '\n') kernels = strstr(kernels + 1, "kernel ");
+    buf shown = {0}; /* the step, and the kernels */
+    buf_write(&shown, got, (size_t)(eval - got));
+    buf_printf(&shown, "%s", kernels ? kernels : "");
+    int bad = !want || strcmp(shown.data, want) != 0;
+    const char *bless = getenv("AUTOSP_BLESS");
+    if (bad && bless && strcmp(bless, "1") == 0) {
+        FILE *f = fopen(want_path, "w");
+        assert_non_null(f);
+        fputs(shown.data, f);
+        fclose(f);
+    }
+    if (bad) print_error("%s: got\n%s", name, shown.data);
+    buf_free(&shown);
+    buf_free(&text);
+    arena_free(a);
+    return bad;
+}
+
+static void plans(void **state) {
+    (void)state;
+    int bad = 0, seen = 0;
+    DIR *d = opendir(AUTOSP_SOURCE_DIR "/tests/ir/fuse");
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        char name[256];
+        size_t n = strlen(e->d_name);
+        if (n < 4 || strcmp(e->d_name + n - 3, ".ir") != 0) continue;
+        snprintf(name, sizeof name, "%.*s", (int)n - 3, e->d_name);
+        bad += golden(name);
+        seen++;
+    }
+    closedir(d);
+    assert_int_equal(bad, 0);
+    assert_true(seen >= 2);
+}
+
+/* ---- random kernels ---------------------------------------------------------------------------------- */
+
+enum { KERNELS = 60, GUARD = 64 };
+
+typedef struct sample {
+    gen_kernel *k;
+    int outer;
+    int64_t dim[4];
+    tensor in[8], out[8], again[8]; /* again: the interpreter's results */
+    int64_t bytes[8];
+} sample;
+
+static int pick(uint64_t *seed, int n) { return (int)(rng_next(seed) % (uint64_t)n); }
+
+/* Memory of a tensor with these strides, filled with numbers (around 0, of size 1). */
+static void fill(tensor *t, uint64_t *seed, int64_t *bytes) {
+    int64_t n = 1;
+    for (int d = 0; d < t->rank; d++) n += (t->dim[d] - 1) * t->stride[d];
+    *bytes = (n + GUARD) * dtype_size(t->type);
+    t->data = malloc((size_t)*bytes);
+    assert_non_null(t->data);
+    for (int64_t i = 0; i < n + GUARD; i++) ref_set(t, i, rng_normal(seed));
+}
+
+/* Strides of a new tensor: contiguous, broadcast along rows or columns, or with gaps. */
+static tensor shaped(const sample *s, dtype type, gen_step step, bool still_rows, uint64_t *seed) {
+    tensor t = {.type = type, .rank = s->outer + 1};
+    int64_t at = step == GEN_STRIDED ? 3 : 1;
+    for (int d = s->outer; d >= 0; d--) {
+        t.dim[d] = s->dim[d];
+        bool still = d == s->outer ? step == GEN_STILL : still_rows;
+        t.stride[d] = still ? 0 : at;
+        if (!still) at = at * s->dim[d] + (d == s->outer ? pick(seed, 3) : 0);
+    }
+    return t;
+}
+
+static int random_value(gen_kernel *k, const int *value, int n, uint64_t *seed) {
+    static const ir_op one[] = {OP_neg, OP_abs, OP_tanh, OP_erf, OP_sigmoid, OP_silu, OP_gelu, OP_gelu_tanh, OP_relu};
+    static const ir_op two[] = {OP_add,   OP_sub, OP_max, OP_min, OP_silu_grad, OP_gelu_grad, OP_gelu_tanh_grad,
+                                OP_swiglu};
+    int x = value[pick(seed, n)], y = value[pick(seed, n)];
+    switch (pick(seed, 6)) {
+    case 0:
+    case 1:
+        return gen_op1(k, one[pick(seed, 9)], x);
+    case 2:
+    case 3:
+        return gen_op1(k, OP_tanh, gen_op2(k, two[pick(seed, 8)], x, y)); /* stays small */
+    case 4:
+        return gen_round(k, x, pick(seed, 2) ? DT_BF16 : DT_F32);
+    default: { /* a norm's root, a softmax's sum; positive, so that nothing blows up */
+        int e = gen_op1(k, OP_exp, gen_op1(k, OP_tanh, gen_op2(k, OP_sub, x, gen_reduce(k, GEN_MAX, x))));
+        int mean = gen_op2(k, OP_div, gen_reduce(k, GEN_SUM, e), gen_cols(k));
+        return pick(seed, 2) ? gen_op2(k, OP_mul, y, gen_op1(k, OP_rsqrt, gen_op2(k, OP_add, mean, gen_const(k, 0.5))))
+                             : gen_op2(k, OP_div, e, gen_op1(k, OP_sqrt, mean));
+    }
+    }
+}
+
+static sample random_sample(arena *a, uint64_t *seed, bool bf16) {
+    static const int64_t widths[] = {1, 2, 7, 16, 31, 33, 64, 100, 17000};
+    sample s = {.k = gen_new(a), .outer = pick(seed, 4)};
+    for (int d = 0; d < s.outer; d++) s.dim[d] = 1 + pick(seed, 5);
+    s.dim[s.outer] = widths[pick(seed, s.outer > 1 ? 8 : 9)];
+    int value[40], n = 0, nin = 1 + pick(seed, 4);
+    for (int i = 0; i < nin; i++) {
+        gen_step step = s.dim[s.outer] == 1 ? GEN_STILL : i == 0 ? GEN_UNIT : (gen_step)pick(seed, 3);
+        dtype type = bf16 && pick(seed, 2) ? DT_BF16 : DT_F32;
+        s.in[i] = shaped(&s, type, step, i > 0 && pick(seed, 4) == 0, seed);
+        vec_push(a, &s.k->in, ((gen_operand){type, step}));
+        value[n++] = gen_load(s.k, i);
+    }
+    for (int i = 0; i < 3 + pick(seed, 12); i++, n++) value[n] = random_value(s.k, value, n, seed);
+    int results = 1 + pick(seed, 3);
+    for (int i = 0; i < results; i++) {
+        gen_result r = {.type = bf16 && pick(seed, 2) ? DT_BF16 : DT_F32,
+                        .value = value[n - 1 - pick(seed, n < 4 ? n : 4)]};
+        bool row = s.k->s.data[r.value].row, columns = pick(seed, 4) == 0;
+        r.store = columns ? (pick(seed, 2) ? GEN_COLUMNS : GEN_COLUMNS_ADD) : pick(seed, 3) ? GEN_STORE : GEN_ADD;
+        r.step = s.dim[s.outer] == 1        ? GEN_STILL
+                 : row && !columns          ? GEN_STILL
+                 : columns || pick(seed, 3) ? GEN_UNIT
+                                            : GEN_STRIDED;
+        if (columns) r.type = DT_F32;
+        if (columns && s.dim[s.outer] == 1) r.step = GEN_UNIT;
+        s.out[i] = shaped(&s, r.type, r.step, columns, seed);
+        if (columns) s.out[i].stride[s.outer] = 1;
+        vec_push(a, &s.k->out, r);
+    }
+    gen_finish(s.k);
+    return s;
+}
+
+static dev_call call_of(const sample *s, bool again) {
+    return (dev_call){.op = OP_fused,
+                      .kernel = s->k,
+                      .nin = s->k->in.n,
+                      .nout = s->k->out.n,
+                      .in = (tensor *)s->in,
+                      .out = (tensor *)(again ? s->again : s->out),
+                      .threads = 2};
+}
+
+static double worst(const sample *s) {
+    double bad = 0;
+    for (int i = 0; i < s->k->out.n; i++) {
+        const tensor *x = &s->out[i], *y = &s->again[i];
+        double room = x->type == DT_BF16 ? 256 : 1;
+        for (int64_t e = 0; e < s->bytes[i] / dtype_size(x->type);
+             e++) { /* the gaps too: nothing may be written there */
+            double d = fabs(ref_get(x, e) - ref_get(y, e)) / fmax(1, fabs(ref_get(y, e))) / room;
+            if (!(d <= bad)) bad = d;
+        }
+    }
+    return bad;
+}
+
+static void check_random(uint64_t seed, bool bf16, double bound) {
+    arena *a = arena_new();
+    sample *s = ARENA_ARRAY(a, sample, KERNELS);
+    gen_kernel *k[KERNELS];
+    gen_fn *fn[KERNELS];
+    for (int i = 0; i < KERNELS; i++) {
+        s[i] = random_sample(a, &seed, bf16);
+        k[i] = s[i].k;
+    }
+    if (gen_library(k, KERNELS, fn) != SP_OK) fail_msg("%s", err_text());
+    for (int i = 0; i < KERNELS; i++) {
+        int64_t unused;
+        for (int j = 0; j < k[i]->in.n; j++) fill(&s[i].in[j], &seed, &unused);
+        for (int j = 0; j < k[i]->out.n; j++) {
+            fill(&s[i].out[j], &seed, &s[i].bytes[j]);
+            s[i].again[j] = s[i].out[j];
+            s[i].again[j].data = malloc((size_t)s[i].bytes[j]);
+            memcpy(s[i].again[j].data, s[i].out[j].data, (size_t)s[i].bytes[j]);
+        }
+        dev_call c = call_of(&s[i], false), d = call_of(&s[i], true);
+        c.code = fn[i];
+        assert_non_null(c.code);
+        int64_t work = device_cpu.workspace(&c);
+        c.work = aligned_alloc(64, (size_t)round_up(work + 64, 64));
+        assert_int_equal(device_cpu.prepare(&c), SP_OK);
+        assert_int_equal(device_cpu.table[OP_fused](&c), SP_OK);
+        device_cpu.release(&c);
+        assert_int_equal(device_ref.prepare(&d), SP_OK);
+        assert_int_equal(device_ref.table[OP_fused](&d), SP_OK);
+        device_ref.release(&d);
+        double w = worst(&s[i]);
+        if (w > bound) {
+            buf text = {0};
+            gen_print(k[i], &text);
+            print_error("%s", text.data);
+            fail_msg("kernel %d: %g apart, bound %g", i, w, bound);
+        }
+        free(c.work);
+        for (int j = 0; j < k[i]->in.n; j++) free(s[i].in[j].data);
+        for (int j = 0; j < k[i]->out.n; j++) {
+            free(s[i].out[j].data);
+            free(s[i].again[j].data);
+        }
+    }
+    arena_free(a);
+}
+
+/* Column sums of up to 5*5*5 rows and rows of 17000 numbers of size 1: 1e-5 is some hundred roundings. */
+static void random_f32(void **state) {
+    (void)state;
+    if (!gen_compiler()) skip();
+    check_random(1, false, 1e-4);
+}
+
+/* A value near the middle between two bf16 may round either way: one unit in 2^8, some of them in a row. */
+static void random_bf16(void **state) {
+    (void)state;
+    if (!gen_compiler()) skip();
+    check_random(2, true, 0.1);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(plans),
+        cmocka_unit_test(random_f32),
+        cmocka_unit_test(random_bf16),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
