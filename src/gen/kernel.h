@@ -110,13 +110,13 @@ bool gen_has_expr(ir_op op);
 /* How an operand (i < nin) or result (i - nin) lies in the space: along rows and columns; one value a row; one a
  * column, which for a result is a sum over the rows. */
 typedef enum gen_role { GEN_ELEMENTS, GEN_ROW, GEN_COLUMN } gen_role;
-gen_role gen_role_of(ir_op op, const ir_node *n, int i);
+gen_role gen_role_of(ir_op op, const ir_node *n, int rank, int i);
 /* Are there statements for this op, with these attributes and types? Tensors: operands, then results. */
 bool gen_can(ir_op op, const ir_node *n, int nin, int nout, const tensor *const *t);
 /* Does it reduce, so that rows must be its last dimension? */
 bool gen_reduces(ir_op op);
 /* Appends them: in[i] is the statement of operand i; value[k] receives that of result k, of type type[k]. */
-void gen_member(gen_kernel *k, ir_op op, const ir_node *n, const int *in, const dtype *type, int *value);
+void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *in, const dtype *type, int *value);
 /* Has it the same bits from its ordinary kernel? Then it need not be a kernel of its own. */
 bool gen_exact(ir_op op);
 

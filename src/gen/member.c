@@ -6,7 +6,7 @@
  */
 #include "gen/kernel.h"
 
-gen_role gen_role_of(ir_op op, const ir_node *n, int i) {
+gen_role gen_role_of(ir_op op, const ir_node *n, int rank, int i) {
     const ir_dim *dims;
     switch (op) {
     case OP_rmsnorm: /* x, w -> y, rstd */
@@ -20,7 +20,7 @@ gen_role gen_role_of(ir_op op, const ir_node *n, int i) {
     case OP_sum:
         if (i == 0) return GEN_ELEMENTS;
         ir_dims(n, "dims", &dims);
-        return dims[0] == 0 ? GEN_COLUMN : GEN_ROW;
+        return dims[0] == rank - 1 ? GEN_ROW : GEN_COLUMN;
     default:
         return GEN_ELEMENTS;
     }
@@ -41,15 +41,17 @@ bool gen_reduces(ir_op op) {
     }
 }
 
-/* Sums along the row, or over all rows; other sums are left to their kernel. */
-static bool can_sum(const ir_node *n, int rank) {
+/* Sums along the row, or over all rows (dimensions of one need not be named); other sums are left to their kernel. */
+static bool can_sum(const ir_node *n, const tensor *x) {
     const ir_dim *dims;
-    int k = ir_dims(n, "dims", &dims);
-    if (rank < 2) return false;
-    if (k == 1 && dims[0] == rank - 1) return true;
-    for (int i = 0; i < k; i++)
-        if (dims[i] != i) return false;
-    return k == rank - 1;
+    int k = ir_dims(n, "dims", &dims), last = x->rank - 1;
+    bool summed[TENSOR_MAX_RANK] = {0};
+    if (last < 1 || k < 1) return false;
+    for (int i = 0; i < k; i++) summed[dims[i]] = true;
+    if (summed[last]) return k == 1;
+    for (int d = 0; d < last; d++)
+        if (!summed[d] && x->dim[d] != 1) return false;
+    return true;
 }
 
 bool gen_can(ir_op op, const ir_node *n, int nin, int nout, const tensor *const *t) {
@@ -69,7 +71,7 @@ bool gen_can(ir_op op, const ir_node *n, int nin, int nout, const tensor *const 
     case OP_softmax_grad:
         return ir_int(n, "dim", -1) == t[0]->rank - 1;
     case OP_sum:
-        return can_sum(n, t[0]->rank);
+        return can_sum(n, t[0]);
     default:
         return gen_has_expr(op) && t[nin]->rank > 0;
     }
@@ -106,7 +108,7 @@ static int inverse_root(gen_kernel *k, int x, const ir_node *n) {
     return gen_op1(k, OP_rsqrt, gen_op2(k, OP_add, mean(k, mul(k, x, x)), gen_const(k, ir_float(n, "eps", 0))));
 }
 
-void gen_member(gen_kernel *k, ir_op op, const ir_node *n, const int *in, const dtype *type, int *value) {
+void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *in, const dtype *type, int *value) {
     int nout = 1;
     switch (op) {
     case OP_copy:
@@ -162,7 +164,7 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, const int *in, const 
         value[0] = mul(k, in[0], sub(k, in[1], gen_reduce(k, GEN_SUM, mul(k, in[0], in[1]))));
         break;
     case OP_sum:
-        value[0] = gen_role_of(op, n, 1) == GEN_COLUMN ? in[0] : gen_reduce(k, GEN_SUM, in[0]);
+        value[0] = gen_role_of(op, n, rank, 1) == GEN_COLUMN ? in[0] : gen_reduce(k, GEN_SUM, in[0]);
         break;
     default:
         value[0] = op_table[op].nin == 1   ? gen_op1(k, op, in[0])
@@ -171,5 +173,5 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, const int *in, const 
     }
     int nin = op_table[op].nin;
     for (int i = 0; i < nout; i++)
-        if (gen_role_of(op, n, nin + i) != GEN_COLUMN) value[i] = gen_round(k, value[i], type[i]);
+        if (gen_role_of(op, n, rank, nin + i) != GEN_COLUMN) value[i] = gen_round(k, value[i], type[i]);
 }

@@ -90,18 +90,23 @@ static int64_t numel(const space *s) {
     return n;
 }
 
+static gen_role role_of(const plan_instr *i, int k) { return gen_role_of(i->op, i->node, i->in[0].t.rank, k); }
+
+/* Does it hold n elements side by side? */
+static bool line_of(const plan_tensor *x, int64_t n) { return tensor_contiguous(&x->t) && tensor_numel(&x->t) == n; }
+
 /* Tensor k of an instruction as the space shows it: all its dimensions, stride 0 where the tensor has none. */
 static bool placed(const plan_instr *i, int k, const space *s, plan_tensor *out) {
     const plan_tensor *x = tensor_of(i, k);
-    gen_role role = gen_role_of(i->op, i->node, k);
+    gen_role role = role_of(i, k);
     int last = s->rank - 1;
     *out = *x;
     out->t.rank = s->rank;
     memcpy(out->t.dim, s->dim, sizeof s->dim);
     memset(out->t.stride, 0, sizeof out->t.stride);
     if (role == GEN_COLUMN) {
-        if (x->t.rank != 1 || x->t.dim[0] != s->dim[last]) return false;
-        out->t.stride[last] = x->t.stride[0];
+        if (!line_of(x, s->dim[last])) return false;
+        out->t.stride[last] = 1;
     } else if (!plan_reshape_strides(&x->t, role == GEN_ROW ? last : s->rank, s->dim, out->t.stride)) {
         return false;
     }
@@ -117,14 +122,14 @@ static bool same_window(const plan_tensor *a, const plan_tensor *b) {
 
 /* Is it `accum` of a column sum that the group makes? Then it is the sum's place, not a computation. */
 static bool adds_columns(const fuser *f, const group *g, const plan_instr *i) {
-    if (i->op != OP_accum || i->in[0].t.rank != 1 || !tensor_contiguous(&i->in[0].t) ||
-        !tensor_contiguous(&i->out[0].t))
-        return false;
+    int64_t n = g->s.dim[g->s.rank - 1];
+    if (i->op != OP_accum || !line_of(&i->in[0], n) || !line_of(&i->out[0], n)) return false;
     for (int m = 0; m < g->member.n; m++) {
         const plan_instr *x = instr(f, g->member.data[m]);
         for (int k = 0; k < x->nout; k++)
             if (x->out[k].buf == i->in[0].buf && x->op != OP_accum)
-                return gen_role_of(x->op, x->node, x->nin + k) == GEN_COLUMN && same_window(&x->out[k], &i->in[0]);
+                return role_of(x, x->nin + k) == GEN_COLUMN && x->out[k].offset == i->in[0].offset &&
+                       x->out[k].t.type == i->in[0].t.type;
     }
     return false;
 }
@@ -167,7 +172,7 @@ static bool linked(const fuser *f, const group *g, const plan_instr *i, const sp
         int m = maker(f, g, i->in[j].buf, &k);
         if (m < 0) continue;
         const plan_instr *x = instr(f, m);
-        if (x->op == OP_accum || gen_role_of(x->op, x->node, x->nin + k) == GEN_COLUMN) return false;
+        if (x->op == OP_accum || role_of(x, x->nin + k) == GEN_COLUMN) return false;
         bool fits = placed(i, j, s, &mine) && placed(x, x->nin + k, s, &made);
         if (!fits || !same_window(&mine, &made)) return false;
     }
@@ -380,7 +385,7 @@ static void add_result(draft *d, const plan_instr *x, int j, bool columns) {
         bool ok = placed(x, x->nin + j, &d->s, &t);
         ASSERT(ok);
     }
-    bool sum = columns || gen_role_of(x->op, x->node, x->nin + j) == GEN_COLUMN, adds = x->op == OP_accum;
+    bool sum = columns || role_of(x, x->nin + j) == GEN_COLUMN, adds = x->op == OP_accum;
     gen_result r = {.type = t.t.type,
                     .store = sum    ? (adds ? GEN_COLUMNS_ADD : GEN_COLUMNS)
                              : adds ? GEN_ADD
@@ -465,7 +470,7 @@ static void statements(draft *d) {
         if (adds_columns(f, d->g, x))
             value[i][0] = in[0];
         else
-            gen_member(k, x->op, x->node, in, type, value[i]);
+            gen_member(k, x->op, x->node, x->in[0].t.rank, in, type, value[i]);
         for (int j = 0; j < x->nout; j++) {
             if (!escapes(f, d->g, x, j)) continue;
             gen_result r = d->result.data[results];
