@@ -100,6 +100,8 @@ static sp_status setup_of(const autosp_options *o, const train_world *w, train_s
                          .compute = DT_F32,
                          .device = o->device ? o->device : "cpu",
                          .threads = w->threads,
+                         .fuse_policy = "auto",
+                         .run = true,
                          .machine = o->machine,
                          .memory = o->memory,
                          .host_memory = o->host_memory,

@@ -28,6 +28,7 @@ rss() {
         --metrics "$dir/m.jsonl" 2>"$dir/stderr" || { cat "$dir/stderr"; exit 1; }
     cat "$dir/rss"
 }
+rss 0 "$2" >/dev/null # the first run may compile kernels, and the compiler's memory would be measured
 idle=$(rss 0 "$2") busy=$(rss 2 "$2")
 arena=$(sed -n 's/.*"planned_peak_bytes": \([0-9]*\).*/\1/p' "$dir/m.jsonl" | tail -1)
 awk -v above=$(((busy - idle) * 1024)) -v arena="$arena" 'BEGIN {
