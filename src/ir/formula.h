@@ -10,6 +10,7 @@
 
 #include "base/base.h"
 
+enum { ATTENTION_SIDES = 24 }; /* most side operands of an attention */
 enum { FORMULA_MAX = 31, FORMULA_PAIRS = 8, FORMULA_DEPTH = 8 };
 
 typedef enum formula_op { FORMULA_GE, FORMULA_EQ, FORMULA_NE, FORMULA_AND, FORMULA_OR } formula_op;

@@ -124,6 +124,7 @@ sp_status ir_check_attrs(ir_op op, int nin, const ir_attr *attr, int nattr) {
             }
         }
         CHECK(words == nin - first, "%s: %d side operands, but side names %d", op_table[op].name, nin - first, words);
+        CHECK(words <= ATTENTION_SIDES, "%s: %d side operands; at most %d", op_table[op].name, words, ATTENTION_SIDES);
         TRY_NOTE(check_roles(&n, words), "%s", op_table[op].name);
     }
     return SP_OK;

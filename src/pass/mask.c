@@ -18,7 +18,7 @@
 
 static const double MASKED = -1e4;
 
-enum { MAX_TERMS = 24, MAX_SIDES = 24 };
+enum { MAX_TERMS = 24, MAX_SIDES = ATTENTION_SIDES };
 
 typedef struct term {
     ex e;

@@ -4,8 +4,6 @@
 
 #include <math.h>
 
-enum { MAX_SIDE = 24 };
-
 /* Side operands that the kernel has no field for: padding, masks and biases as data, slopes per batch row. */
 typedef struct side_data {
     const tensor *t;
@@ -14,7 +12,7 @@ typedef struct side_data {
 } side_data;
 
 typedef struct bias_data {
-    side_data side[MAX_SIDE];
+    side_data side[ATTENTION_SIDES];
     int n;
     int64_t q_offset, ahead;
     kern_attn_formula formula;
@@ -118,7 +116,7 @@ static kern_attn_params params(const dev_call *c, int first, bias_data *data) {
     const char *side = ir_str(n, "side"), *roles = ir_str(n, "roles");
     for (int i = first; i < c->nin; i++) {
         const tensor *t = &c->in[i];
-        ASSERT(side && roles && data->n < MAX_SIDE);
+        ASSERT(side && roles && data->n < ATTENTION_SIDES);
         side_data y = {.t = t, .role = roles[0]};
         for (int d = 0; d < t->rank; d++, side++) {
             int axis = *side == 'b' ? 0 : *side == 'h' ? 1 : *side == 'q' ? 2 : 3;

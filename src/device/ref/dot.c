@@ -68,9 +68,9 @@ sp_status ref_rope(dev_call *c) {
 
 typedef struct mask {
     const dev_call *c;
-    const tensor *side[16];
-    char role[16];   /* d: docq, D: dock, f: fq, F: fk, k: keep, a: alibi, m: mask, b: bias, r: rng */
-    int axis[16][4]; /* which of b, q, k, h each dimension is */
+    const tensor *side[ATTENTION_SIDES];
+    char role[ATTENTION_SIDES];   /* d: docq, D: dock, f: fq, F: fk, k: keep, a: alibi, m: mask, b: bias, r: rng */
+    int axis[ATTENTION_SIDES][4]; /* which of b, q, k, h each dimension is */
     int n;
     int64_t causal, window, ahead, valid;
     double scale, softcap;
@@ -93,7 +93,7 @@ static mask mask_of(const dev_call *c, int first) {
     bool parsed = ir_formula_parse(ir_str(n, "formula"), FORMULA_PAIRS, &m.formula) == SP_OK;
     ASSERT(parsed); /* the verifier saw it */
     for (int i = first; i < c->nin; i++, m.n++) {
-        ASSERT(m.n < 16 && side && roles);
+        ASSERT(m.n < ATTENTION_SIDES && side && roles);
         m.side[m.n] = &c->in[i];
         for (int d = 0; d < c->in[i].rank; d++, side++)
             m.axis[m.n][d] = *side == 'b' ? 0 : *side == 'q' ? 1 : *side == 'k' ? 2 : 3;
