@@ -4,11 +4,13 @@
  *   after          %4 = cast(%1) : bf16[8,4]   %5 = cast(%2) : bf16[4,4]   %3 = dot(%4, %5) : bf16[8,4]
  *
  * f64: every floating value becomes f64 (the oracle's type). f32: every floating value f32; a native bf16 export is
- * then computed in f32. bf16 is a policy over any f32 graph, the one of PyTorch's autocast: bf16   products, attention,
- * rotary embedding, and element-wise ops whose operands all are (activations, biases) f32    parameters, gradients and
- * moments; norms, softmax, the loss, reductions; tables made from positions; sums of bf16 and f32, so the residual
- * stream stays f32; the product that makes the logits has bf16 operands and an f32 result A value is cast at most once
- * each way. Explicit casts of a native bf16 export are kept; its parameters become f32 masters that are cast.
+ * then computed in f32. bf16 is a policy over any f32 graph, the one of PyTorch's autocast:
+ *   bf16   products (with the bias that is added to one: the sum is of f32, rounded once), attention, rotary embedding,
+ * and element-wise ops whose operands all are (activations, biases) f32    parameters, gradients and moments; norms,
+ * softmax, the loss, reductions; tables made from positions; sums of bf16 and f32, so the residual stream stays f32;
+ * the product that makes the logits has bf16 operands and an f32 result A value is cast at most once each way; that a
+ * cotangent of such a shared cast is summed in f32 is pass_diff's part. Explicit casts of a native bf16 export are
+ * kept; its parameters become f32 masters that are cast.
  *
  * Requires: bound. Keeps: node order and everything but types.
  */
@@ -22,6 +24,7 @@ typedef struct caster {
     bool *main;        /* by old value: depends on a parameter */
     bool *data;        /* by old value: depends on an input */
     bool *logits;      /* by old value: reaches the loss through element-wise ops only */
+    bool *biased;      /* by old value: a product that nothing but the addition of a bias reads */
 } caster;
 
 static bool is_low(const caster *c, ir_val v) { return c->low[v] >= 0 && c->f32[v] < 0; }
@@ -52,6 +55,18 @@ static void facts(caster *c, arena *a) {
         for (int k = 0; k < n->nout; k++) {
             c->main[n->out[k]] = m;
             c->data[n->out[k]] = d;
+        }
+    }
+    int *readers = ARENA_ARRAY(a, int, g->values.n);
+    for (int i = 0; i < g->nodes.n; i++)
+        for (int k = 0; k < g->nodes.data[i].nin; k++) readers[g->nodes.data[i].in[k]]++;
+    for (int i = 0; i < g->outputs.n; i++) readers[g->outputs.data[i].value]++;
+    c->biased = ARENA_ARRAY(a, bool, g->values.n);
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *n = &g->nodes.data[i];
+        for (int k = 0; n->op == OP_add && k < 2; k++) {
+            ir_val x = n->in[k], bias = n->in[1 - k];
+            c->biased[x] |= ir_opof(g, x) == OP_dot && readers[x] == 1 && c->data[x] && c->main[bias] && !c->data[bias];
         }
     }
     for (int i = g->nodes.n - 1; i >= 0; i--) {
@@ -103,7 +118,10 @@ static dtype plain(const caster *c, dtype t) {
 static sp_status rebuild(caster *c, const ir_node *n) {
     ir_graph *h = c->h;
     bool low = computes_low(c, n);
-    bool f32_result = low && n->op == OP_dot && c->logits[n->out[0]];
+    bool f32_result = low && n->op == OP_dot && (c->logits[n->out[0]] || c->biased[n->out[0]]);
+    bool rounds = false; /* a product with its bias: summed in f32, rounded once */
+    for (int k = 0; c->compute == DT_BF16 && n->op == OP_add && k < 2; k++)
+        rounds |= c->biased[n->in[k]] && !c->logits[n->out[0]];
     ir_val in[64], first = -1, *ins = n->nin <= 64 ? in : ARENA_ARRAY(h->a, ir_val, n->nin);
     ir_type types[IR_MAX_OUT];
     for (int k = 0; k < n->nin; k++) {
@@ -131,6 +149,10 @@ static sp_status rebuild(caster *c, const ir_node *n) {
         bool is_bf = ir_typeof(h, first + k)->t == DT_BF16;
         *(is_bf ? &c->low[n->out[k]] : &c->f32[n->out[k]]) = first + k;
         h->values.data[first + k].name = c->g->values.data[n->out[k]].name;
+    }
+    if (rounds) {
+        narrow(c, n->out[0]);
+        c->f32[n->out[0]] = -1;
     }
     return SP_OK;
 }

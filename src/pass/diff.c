@@ -134,6 +134,9 @@ static sp_status accumulate_whole(differ *d) {
 
 static sp_status add_cotangent(differ *d, ir_val v, ir_val dv) {
     if (ir_opof(d->g, v) == OP_param) return accumulate(d, v, dv);
+    const ir_node *def = ir_def(d->g, v);
+    if (def->op == OP_cast && ir_typeof(d->g, v)->t == DT_BF16 && ir_typeof(d->g, def->in[0])->t == DT_F32)
+        dv = unrounded(d->g, ir_cast(d->g, dv, DT_F32)); /* every reader's part, before it is rounded, adds up in f32 */
     if (d->cot[v] < 0) {
         d->cot[v] = dv;
         return SP_OK;

@@ -32,7 +32,8 @@ typedef struct runner {
     exec *e;
     train_batch batch; /* (B, S) each, the rank's own */
     train_progress progress;
-    int64_t saved; /* step of the last checkpoint, -1 none */
+    int64_t saved;      /* step of the last checkpoint, -1 none */
+    int64_t touched[2]; /* bytes of the arena and of the host arena, when last measured */
 } runner;
 
 static bool leads(const runner *r) { return comm_rank(r->c) == 0; }
@@ -147,14 +148,20 @@ static sp_status check_finite(const runner *r, int64_t step, double loss, double
          (long long)step + 1, loss, norm, saved);
 }
 
-/* What all ranks must know at the end of a step: the largest measured peak, and whether one was asked to stop. */
-static sp_status agree(runner *r, int64_t *peak, int64_t *host, bool *stop) {
-    int64_t own[3] = {0, stop_asked}, all[3];
-    int64_t bytes;
-    void *base = exec_arena(r->e, &bytes);
-    if (r->job->measure) TRY(measure_touched(base, min64(bytes, exec_plan(r->e)->memory.arena), &own[0]));
-    base = exec_host(r->e, &bytes);
-    if (r->job->measure) TRY(measure_touched(base, min64(bytes, exec_plan(r->e)->memory.section[SEC_HOST]), &own[2]));
+/* What all ranks must know at the end of a step: the largest measured peak, and whether one was asked to stop. Asking
+ * the kernel about every page takes some milliseconds a gigabyte, so it is done in the first steps, in every 16th and
+ * in the last: touched pages stay touched, the figures between are those of the last time. */
+static sp_status agree(runner *r, int64_t step, int64_t *peak, int64_t *host, bool *stop) {
+    int64_t own[3] = {r->touched[0], stop_asked, r->touched[1]}, all[3];
+    bool ask = step - r->job->first < 3 || step % 16 == 0 || step + 1 == r->job->schedule.steps || stop_asked;
+    if (r->job->measure && ask) {
+        int64_t bytes;
+        void *base = exec_arena(r->e, &bytes);
+        TRY(measure_touched(base, min64(bytes, exec_plan(r->e)->memory.arena), &own[0]));
+        base = exec_host(r->e, &bytes);
+        TRY(measure_touched(base, min64(bytes, exec_plan(r->e)->memory.section[SEC_HOST]), &own[2]));
+        r->touched[0] = own[0], r->touched[1] = own[2];
+    }
     TRY(comm_all_reduce(r->c, own, all, 3, DT_I64, COMM_MAX));
     *peak = all[0];
     *host = all[2];
@@ -181,7 +188,7 @@ static sp_status one_step(runner *r, int64_t step, bool *stop) {
                              .grad_norm = norm,
                              .planned_peak_bytes = exec_plan(r->e)->memory.arena,
                              .planned_host_bytes = exec_plan(r->e)->memory.section[SEC_HOST]};
-    TRY(agree(r, &rec.measured_peak_bytes, &rec.measured_host_bytes, stop));
+    TRY(agree(r, step, &rec.measured_peak_bytes, &rec.measured_host_bytes, stop));
     rec.step_s = now_s() - start;
     rec.tokens_per_s = (double)rec.tokens / rec.step_s;
     bool last = rec.step == j->schedule.steps;
