@@ -9,7 +9,8 @@ the f32 export and of the native bf16 one. Both of ours multiply in bf16 as auto
 autocast is:
 
 * all     |g - exact| / |exact| over all parameters at once, at most autocast's, mean over SEEDS batches;
-* worst   the largest of the parameters' own relative errors (of those that matter, oracle.worst's measure), likewise;
+* worst   the largest of the parameters' own relative errors (of those that matter, oracle.worst's measure), at most
+          autocast's: an extreme of few values, so the mean difference over the batches may reach two standard errors of itself;
 * loss    relative error, at most the larger of autocast's and one unit of bf16.
 
 The last line is `N passed, N failed`; exit 1 if any failed.
@@ -17,6 +18,7 @@ The last line is `N passed, N failed`; exit 1 if any failed.
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 
@@ -37,7 +39,7 @@ def errors(gradients, exact):
 
 
 def measure(program, name, folder):
-    """{way: (all, worst, loss)}, means over batches; exact is float64 of the same weights."""
+    """{way: [(all, worst, loss) of each batch]}; exact is float64 of the same weights."""
     sums = {}
     case = models.build(name)
     tied = models.export.tied_names(case.module)
@@ -74,8 +76,17 @@ def measure(program, name, folder):
                 "ours, native": (*ours(native_archive, exactn), loss64n, exactn)}
         for way, (loss, got, want, reference) in ways.items():
             row = (*errors(got, reference), abs(loss - want.item()) / abs(want.item()))
-            sums[way] = [a + b / SEEDS for a, b in zip(sums.get(way, (0, 0, 0)), row)]
+            sums.setdefault(way, []).append(row)
     return sums
+
+
+def mean(rows):
+    return [statistics.mean(column) for column in zip(*rows)]
+
+
+def no_worse(mine, theirs):
+    d = [a[1] - b[1] for a, b in zip(mine, theirs)]
+    return statistics.mean(d) <= 2 * statistics.stdev(d) / len(d) ** 0.5
 
 
 def main():
@@ -93,11 +104,12 @@ def main():
     print("| model | PyTorch autocast | ours | ratio | PyTorch native bf16 | ours, native | ratio |\n|---|---|---|---|---|---|---|")
     for name in args.only.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            m = measure(args.autosp, name, folder)
+            rows = measure(args.autosp, name, folder)
+        m = {way: mean(r) for way, r in rows.items()}
         text = {way: "{:.2e} {:.2e} {:.0e}".format(*values) for way, values in m.items()}
         cells = []
         for theirs, mine in (("autocast", "ours"), ("native PyTorch", "ours, native")):
-            good = [m[mine][0] <= m[theirs][0], m[mine][1] <= m[theirs][1], m[mine][2] <= max(m[theirs][2], 2**-8)]
+            good = [m[mine][0] <= m[theirs][0], no_worse(rows[mine], rows[theirs]), m[mine][2] <= max(m[theirs][2], 2**-8)]
             passed, failed = passed + sum(good), failed + 3 - sum(good)
             ratio = "{:.2f} {:.2f}".format(*(a / b for a, b in zip(m[mine][:2], m[theirs][:2])))
             cells += [text[theirs], text[mine], ratio + ("" if all(good) else " FAILED")]
