@@ -56,3 +56,10 @@ def plan(autosp, model, machine, options, seq, memory=None, host=None):
     if "fits" in done.stderr or "too small" in done.stderr or "--memory allows" in done.stderr:
         return None
     sys.exit(done.stderr.strip())
+
+
+def copies(autosp, model, machine, options):
+    """Bytes that a fixed policy keeps whatever the length is: its bf16 copies of weights."""
+    if "save.policy=budget" in options:
+        return 0
+    return plan(autosp, model, machine, options, 8, 1e18)["saved_bytes"]
