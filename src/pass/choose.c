@@ -20,7 +20,7 @@
 static const struct {
     const char *policy;
     int loss, share, late;
-} choices[] = {{"off", 0, 0, 0},  {"loss", 1, 0, 0}, {"auto", 1, 1, 4}, {"auto", 1, 1, 2},
+} choices[] = {{"off", 0, 0, 0},  {"loss", 1, 0, 0}, {"loss", 8, 0, 0}, {"auto", 1, 1, 4}, {"auto", 1, 1, 2},
                {"auto", 1, 2, 2}, {"auto", 1, 2, 1}, {"auto", 8, 8, 2}, {"auto", 8, 8, 1}};
 enum { CHOICES = sizeof choices / sizeof *choices };
 

@@ -255,6 +255,32 @@ static remat_plans *leanest_on_host(const save_model *m, const remat_plans *plan
     return out;
 }
 
+/* Does the graph fit as it is, with everything kept? Written again by save_emit it may take a little more: another
+ * order of the weights' casts. */
+static sp_status unchanged(const save_model *m, const save_options *o, save_report *r, bool *fits) {
+    *fits = false;
+    if (!o->lower) return SP_OK;
+    ir_graph g = *m->g; /* passes allocate in their input's arena and do not change it */
+    int64_t bytes = 0;
+    g.a = arena_new();
+    sp_status ok = lowered(o, &g, r, &bytes);
+    arena_free(g.a);
+    TRY(ok);
+    *fits = bytes <= o->memory;
+    if (!*fits) return SP_OK;
+    const remat_plan **chosen = ARENA_ARRAY(m->a, const remat_plan *, m->nseg);
+    for (int k = 0; k < m->nseg; k++) {
+        remat_plan *p = ARENA_NEW(m->a, remat_plan);
+        *p = keep_all(m->a, &m->seg[k].s);
+        ASSERT(remat_complete(&m->seg[k].s, p, NULL));
+        remat_window(&m->seg[k].s, p, NULL, NULL);
+        chosen[k] = p;
+    }
+    report_plans(m, chosen, r);
+    r->arena = bytes;
+    return SP_OK;
+}
+
 /* Seconds that no plan computes again less than, for any tiling. Where the backward starts, all that is kept is alive
  * at once, beside what is always there; in each segment's backward, all that the segments before it keep, beside what
  * is there whole under every plan. None of this is an estimate: these are buffers. */
@@ -292,6 +318,15 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
     /* First without the host: it is used only where that makes a step faster, or possible. */
     r->resident = m->resident;
     r->bound = bound_of(m, o, plans);
+    bool fits;
+    TRY(unchanged(m, o, r, &fits));
+    if (fits) {
+        s = search_of(s, plans, 0);
+        r->front = s.pts;
+        r->point = s.pts->n - 1;
+        *out = (ir_graph *)m->g;
+        return SP_OK;
+    }
     found best = {.point = -1}, lean = {.point = -1};
     remat_plans *sets[] = {plans, tiled, plans, tiled, leanest_on_host(m, tiled)};
     for (int k = 0; k < (o->host_memory > 0 ? 5 : 2); k++) {

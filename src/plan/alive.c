@@ -65,7 +65,7 @@ static void describe(const plan *p, int b, int turn, buf *out) {
     const char *param = in_graph(p->graph, n) ? nearest_param(p->graph, n, &direct) : NULL;
     if (i->work == b) {
         if (i->loop)
-            buf_printf(out, " one of %lld tiles", (long long)i->loop->tiles);
+            buf_printf(out, " working set of one of %lld tiles", (long long)i->loop->tiles);
         else
             buf_printf(out, " workspace of %s", op_table[i->op].name);
     } else {

@@ -71,7 +71,7 @@ for policy in budget layer pytorch; do
         says "kept for the backward"
         says "^  [0-9.]+ [KM]iB in [0-9]+ smaller ones"
         # biggest first
-        grep -E "^  [0-9.]+ [KM]iB (f32|workspace|one)" "$dir/stderr" |
+        grep -E "^  [0-9.]+ [KM]iB (f32|workspace|working)" "$dir/stderr" |
             awk '{ b = $1 * ($2 == "MiB" ? 1024 : 1); if (NR > 1 && b > last) exit 1; last = b } END { if (NR < 3) exit 1 }' ||
             complain "buffers are not by size: $(cat "$dir/stderr")"
         longest=$(sed -n 's/.*the longest sequence that fits 1.00 MiB: --seq \([0-9]*\);.*/\1/p' "$dir/stderr")

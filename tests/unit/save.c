@@ -317,6 +317,39 @@ static void budgets_are_monotone(void **state) {
     arena_free(a);
 }
 
+/* What no plan beats: with the bytes that another policy's plan takes, the bound is not above what that plan computes
+ * again. And at the same bytes ours is not slower. */
+static void the_bound_holds_for_other_policies(void **state) {
+    (void)state;
+    static const char *const policies[] = {"all", "layer", "pytorch", "autosp"};
+    cost_machine m = machine();
+    exec_options eo = {.dev = &device_cpu, .threads = 1};
+    plan_options po = {.workspace = exec_workspace, .ctx = &eo};
+    int tight = 0;
+    for (int layers = 2; layers <= 8; layers += 3)
+        for (int ranks = 1; ranks <= 2; ranks++)
+            for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
+                shape s = small;
+                s.layers = layers;
+                arena *a = arena_new();
+                ir_graph *g = joint_of(a, &s, 1, 256, ranks), *out;
+                save_options o = {.policy = policies[i], .machine = &m, .lower = &po};
+                save_report theirs, ours;
+                if (pass_save(g, &o, &theirs, &out) != SP_OK) fail_msg("%s", err_text());
+                assert_int_equal(arena_of(&eo, out, &o.memory), SP_OK);
+                o.policy = "budget";
+                if (pass_save(g, &o, &ours, &out) != SP_OK)
+                    fail_msg("%s at %s's bytes: %s", "ours", policies[i], err_text());
+                if (ours.bound > theirs.again * (1 + 1e-9))
+                    fail_msg("%d layers, %d ranks, %s: computes %g s again, the bound says %g", layers, ranks,
+                             policies[i], theirs.again, ours.bound);
+                assert_true(ours.again <= theirs.again * (1 + 1e-9));
+                tight += ours.bound > 0.5 * ours.again && ours.again > 0;
+                arena_free(a);
+            }
+    assert_true(tight > 0); /* and it says something */
+}
+
 /* Estimated seconds of a step through the whole pipeline under a budget; infinity when nothing fits. */
 static double step_of(const shape *s, const char *tiles, int64_t memory, int64_t *bytes) {
     cost_machine m = machine();
@@ -529,9 +562,13 @@ static void rules_keep_what_they_say(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(layers_are_segments),      cmocka_unit_test(gradients_are_equal_bit_by_bit),
-        cmocka_unit_test(budgets_are_monotone),     cmocka_unit_test(tiles_are_chosen_with_the_plan),
-        cmocka_unit_test(values_move_to_the_host),  cmocka_unit_test(moves_stand_where_they_should),
+        cmocka_unit_test(layers_are_segments),
+        cmocka_unit_test(gradients_are_equal_bit_by_bit),
+        cmocka_unit_test(budgets_are_monotone),
+        cmocka_unit_test(the_bound_holds_for_other_policies),
+        cmocka_unit_test(tiles_are_chosen_with_the_plan),
+        cmocka_unit_test(values_move_to_the_host),
+        cmocka_unit_test(moves_stand_where_they_should),
         cmocka_unit_test(rules_keep_what_they_say),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
