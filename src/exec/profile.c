@@ -83,14 +83,27 @@ static int by_time(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-static void add_rows(const call *calls, int n, double runs, const limits *l, row *rows, double *total) {
+/* What people know a call by: its op, or the ops that were fused in it. */
+static const char *name_of(const dev_call *c) { return c->kernel ? c->kernel->name : op_table[c->op].name; }
+
+typedef VEC(row) row_list;
+
+static row *find_row(row_list *rows, const char *name) {
+    for (int i = 0; i < rows->n; i++)
+        if (strcmp(rows->data[i].name, name) == 0) return &rows->data[i];
+    row fresh = {.name = name};
+    vec_push(NULL, rows, fresh);
+    return &rows->data[rows->n - 1];
+}
+
+static void add_rows(const call *calls, int n, double runs, const limits *l, row_list *rows, double *total) {
     for (int i = 0; i < n; i++) {
         const call *k = &calls[i];
-        row *r = &rows[k->c.op];
         if (!k->run) { /* a loop: what its tiles did */
             add_rows(k->body, k->nbody, runs * (double)k->tiles, l, rows, total);
             continue;
         }
+        row *r = find_row(rows, name_of(&k->c));
         r->calls += (int)runs;
         r->seconds += k->seconds;
         r->flops += runs * exec_call_flops(&k->c);
@@ -101,24 +114,24 @@ static void add_rows(const call *calls, int n, double runs, const limits *l, row
 }
 
 void exec_profile_table(const exec *e, buf *out) {
-    row rows[OP_COUNT];
+    row_list rows = {0};
     double total = 0, least = 0;
     const limits l = measure_limits(e);
-    for (int op = 0; op < OP_COUNT; op++) rows[op] = (row){.name = op_table[op].name};
-    add_rows(e->calls[PROG_STEP], e->p->program[PROG_STEP].instrs.n, 1, &l, rows, &total);
-    qsort(rows, OP_COUNT, sizeof *rows, by_time);
+    add_rows(e->calls[PROG_STEP], e->p->program[PROG_STEP].instrs.n, 1, &l, &rows, &total);
+    if (rows.n) qsort(rows.data, (size_t)rows.n, sizeof *rows.data, by_time);
     if (l.bytes > 0)
         buf_printf(out, "limits on %d threads: %.1f GFLOP/s in f32, %.1f in bf16, %.1f GB/s\n", e->o.threads,
                    1e-9 * l.flops[0], 1e-9 * l.flops[1], 1e-9 * l.bytes);
     buf_printf(out, "%-16s %6s %10s %6s %9s %9s %6s\n", "kernel", "calls", "ms", "share", "GFLOP/s", "GB/s", "limit");
-    for (int i = 0; i < OP_COUNT && rows[i].calls; i++) {
-        const row *r = &rows[i];
+    for (int i = 0; i < rows.n; i++) {
+        const row *r = &rows.data[i];
         buf_printf(out, "%-16s %6d %10.3f %5.1f%% %9.1f %9.1f %5.0f%%\n", r->name, r->calls, 1e3 * r->seconds,
                    100 * r->seconds / total, 1e-9 * r->flops / r->seconds, 1e-9 * r->bytes / r->seconds,
                    100 * r->least / r->seconds);
         least += r->least;
     }
     buf_printf(out, "%-16s %6s %10.3f %34s %5.0f%%\n", "all", "", 1e3 * total, "", 100 * least / total);
+    vec_free(&rows);
 }
 
 sp_status exec_profile_write(const exec *e, const char *path) {
@@ -132,7 +145,7 @@ sp_status exec_profile_write(const exec *e, const char *path) {
         fprintf(f,
                 "%s{\"name\":\"%s\",\"cat\":\"%s\",\"ph\":\"X\",\"pid\":0,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,"
                 "\"args\":{\"instr\":%d,\"gflop\":%.6g,\"mbytes\":%.6g}}",
-                i ? ",\n" : "", op_table[k->c.op].name, pr->instrs.data[i].backward ? "backward" : "forward",
+                i ? ",\n" : "", name_of(&k->c), pr->instrs.data[i].backward ? "backward" : "forward",
                 comm_rank(e->o.comm), 1e6 * (k->started - start), 1e6 * k->seconds, i, 1e-9 * exec_call_flops(&k->c),
                 1e-6 * exec_call_bytes(&k->c));
     }

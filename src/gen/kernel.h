@@ -80,10 +80,11 @@ typedef struct gen_kernel {
     VEC(gen_stmt) s;
     VEC(gen_operand) in;
     VEC(gen_result) out;
-    int levels;      /* reductions one after the other: passes - 1 */
-    int columns;     /* how many results are column sums */
-    bool whole_rows; /* a row may not be cut: it is reduced */
-    uint64_t hash;   /* of its text: equal kernels are compiled once */
+    int levels;       /* reductions one after the other: passes - 1 */
+    int columns;      /* how many results are column sums */
+    bool whole_rows;  /* a row may not be cut: it is reduced */
+    uint64_t hash;    /* of its text: equal kernels are compiled once */
+    const char *name; /* the ops in it, for people: add+rmsnorm */
 } gen_kernel;
 
 gen_kernel *gen_new(arena *a);

@@ -482,6 +482,24 @@ static void statements(draft *d) {
     gen_finish(k);
 }
 
+/* The members' ops; what only brings a column sum to its place, and the tail of a long list, is left out. */
+static const char *name_of(const fuser *f, const group *g) {
+    enum { LONGEST = 48 };
+    buf b = {0};
+    for (int m = 0; m < g->member.n; m++) {
+        const plan_instr *x = instr(f, g->member.data[m]);
+        if (adds_columns(f, g, x)) continue;
+        if (b.n > LONGEST) {
+            buf_printf(&b, "+...");
+            break;
+        }
+        buf_printf(&b, "%s%s", b.n ? "+" : "", op_table[x->op].name);
+    }
+    const char *name = arena_strdup(f->p->a, b.data);
+    buf_free(&b);
+    return name;
+}
+
 static plan_instr kernel_instr(const fuser *f, const group *g) {
     plan *p = f->p;
     draft d = {.f = f, .g = g, .s = g->s, .k = gen_new(p->a)};
@@ -489,6 +507,7 @@ static plan_instr kernel_instr(const fuser *f, const group *g) {
     windows(&d);
     fold(&d);
     statements(&d);
+    d.k->name = name_of(f, g);
     const plan_instr *last = instr(f, g->member.data[g->member.n - 1]);
     plan_instr x = {.op = OP_fused, .node = last->node, .work = -1, .axis = -1, .backward = last->backward};
     x.kernel = d.k;
