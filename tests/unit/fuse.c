@@ -257,8 +257,86 @@ static void random_bf16(void **state) {
     check_random(2, true, 0.1);
 }
 
+/* ---- bits ------------------------------------------------------------------------------------------- */
+
+enum { ROWS = 37, COLS = 100 };
+
+/* One kernel: operand 0 (and 1) of ROWS x COLS in, the values out. */
+static gen_kernel *kernel_of(arena *a, int nin) {
+    gen_kernel *k = gen_new(a);
+    for (int i = 0; i < nin; i++) {
+        vec_push(a, &k->in, ((gen_operand){DT_F32, GEN_UNIT}));
+        (void)gen_load(k, i);
+    }
+    return k;
+}
+
+static void gives(arena *a, gen_kernel *k, int value, gen_step step) {
+    vec_push(a, &k->out, ((gen_result){.type = DT_F32, .step = step, .store = GEN_STORE, .value = value}));
+}
+
+static void run_code(const gen_kernel *k, gen_fn *code, float *const *data) {
+    tensor t[8];
+    for (int i = 0; i < k->in.n + k->out.n; i++) {
+        bool row = i >= k->in.n && k->out.data[i - k->in.n].step == GEN_STILL;
+        t[i] =
+            (tensor){.data = data[i], .type = DT_F32, .rank = 2, .dim = {ROWS, COLS}, .stride = {row ? 1 : COLS, !row}};
+    }
+    dev_call c = {
+        .op = OP_fused, .kernel = k, .code = code, .nin = k->in.n, .nout = k->out.n, .in = t, .out = t + k->in.n};
+    assert_int_equal(device_cpu.table[OP_fused](&c), SP_OK);
+}
+
+/* sum -> root of the mean of squares -> scaled -> silu: in one kernel, and in three that hand on through memory. */
+static void grouping_keeps_bits(void **state) {
+    (void)state;
+    if (!gen_compiler()) skip();
+    static float x[ROWS * COLS], y[ROWS * COLS], sum[2][ROWS * COLS], root[2][ROWS], out[2][ROWS * COLS];
+    uint64_t seed = 3;
+    for (int i = 0; i < ROWS * COLS; i++) {
+        x[i] = (float)rng_normal(&seed);
+        y[i] = (float)rng_normal(&seed);
+    }
+    arena *a = arena_new();
+    gen_kernel *k[4] = {kernel_of(a, 2), kernel_of(a, 2), kernel_of(a, 1), gen_new(a)};
+    for (int i = 0; i < 4; i++) {
+        int s = 0, r = 1;
+        if (i < 2) s = gen_round(k[i], gen_op2(k[i], OP_add, 0, 1), DT_F32);
+        if (i < 2) gives(a, k[i], s, GEN_UNIT);
+        if (i == 0 || i == 2) {
+            int squares = gen_reduce(k[i], GEN_SUM, gen_op2(k[i], OP_mul, s, s));
+            r = gen_op1(k[i], OP_rsqrt, gen_op2(k[i], OP_div, squares, gen_cols(k[i])));
+            gives(a, k[i], r, GEN_STILL);
+        }
+        if (i == 3) {
+            vec_push(a, &k[i]->in, ((gen_operand){DT_F32, GEN_UNIT}));
+            vec_push(a, &k[i]->in, ((gen_operand){DT_F32, GEN_STILL}));
+            s = gen_load(k[i], 0);
+            r = gen_load(k[i], 1);
+        }
+        if (i == 0 || i == 3) gives(a, k[i], gen_op1(k[i], OP_silu, gen_op2(k[i], OP_mul, s, r)), GEN_UNIT);
+        gen_finish(k[i]);
+    }
+    gen_fn *fn[4];
+    if (gen_library(k, 4, fn) != SP_OK) fail_msg("%s", err_text());
+    run_code(k[0], fn[0], (float *[]){x, y, sum[0], root[0], out[0]});
+    run_code(k[1], fn[1], (float *[]){x, y, sum[1]});
+    run_code(k[2], fn[2], (float *[]){sum[1], root[1]});
+    tensor t[3] = {{.data = sum[1], .type = DT_F32, .rank = 2, .dim = {ROWS, COLS}, .stride = {COLS, 1}},
+                   {.data = root[1], .type = DT_F32, .rank = 2, .dim = {ROWS, COLS}, .stride = {1, 0}},
+                   {.data = out[1], .type = DT_F32, .rank = 2, .dim = {ROWS, COLS}, .stride = {COLS, 1}}};
+    dev_call c = {.op = OP_fused, .kernel = k[3], .code = fn[3], .nin = 2, .nout = 1, .in = t, .out = t + 2};
+    assert_int_equal(device_cpu.table[OP_fused](&c), SP_OK);
+    assert_memory_equal(sum[0], sum[1], sizeof sum[0]);
+    assert_memory_equal(root[0], root[1], sizeof root[0]);
+    assert_memory_equal(out[0], out[1], sizeof out[0]);
+    assert_true(out[0][0] != 0);
+    arena_free(a);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(grouping_keeps_bits),
         cmocka_unit_test(plans),
         cmocka_unit_test(random_f32),
         cmocka_unit_test(random_bf16),
