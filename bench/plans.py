@@ -27,12 +27,14 @@ class Model:
         self.params = layers * block + width + (1 if tied else 2) * vocab * width
         self.products = layers * (block - 2 * width) + vocab * width  # parameters that multiply every token
 
-    def closed_form(self, tokens, ranks, flops, attention_share):
-        """Seconds of the arithmetic of a step without recomputation: 6 operations a token and parameter; attention's two
-        products forward and five backward over half of the square."""
+    def closed_form(self, tokens, ranks, flops, mem_bw, link, attention_share):
+        """Seconds of a step without recomputation on each of `ranks` devices: 6 operations a token and parameter; attention's
+        two products forward and five backward over half of the square; f32 gradients reduced and gathered; AdamW, which reads
+        weight, gradient and two moments and writes three of them."""
         linear = 6 * self.products * tokens
         attention = 7 * tokens * tokens * self.heads_width * self.layers
-        return (linear + attention / attention_share) / ranks / flops
+        reduction = 2 * 4 * self.params * (ranks - 1) / ranks / link
+        return (linear + attention / attention_share) / ranks / flops + reduction + 7 * 4 * self.params / mem_bw
 
 
 MODELS = [
