@@ -281,6 +281,41 @@ static sp_status unchanged(const save_model *m, const save_options *o, save_repo
     return SP_OK;
 }
 
+/* Where the estimate's leanest plan does not fit: does the one that keeps boundaries only? If
+ * not and it is leaner than `least` bytes, it is what the refusal names. */
+static sp_status boundaries_only(const save_model *m, const save_options *o, save_report *r, int64_t least,
+                                 ir_graph **out, bool *fits) {
+    const remat_plan **chosen = ARENA_ARRAY(m->a, const remat_plan *, m->nseg);
+    *fits = false;
+    if (!o->lower) return SP_OK;
+    for (int k = 0; k < m->nseg; k++) {
+        remat_plan *p = ARENA_NEW(m->a, remat_plan);
+        const remat_seg *s = &m->seg[k].s;
+        TRY_NOTE(keep_boundary(m->a, s, p), "save: segment %d of %d", k + 1, m->nseg);
+        ASSERT(remat_complete(s, p, NULL));
+        remat_window(s, p, NULL, NULL);
+        chosen[k] = p;
+    }
+    ir_graph *g;
+    plan *p = NULL;
+    arena *a = arena_new();
+    sp_status ok = save_emit(m, a, chosen, &g);
+    if (ok == SP_OK && o->finish) ok = o->finish(o->ctx, g, &g);
+    if (ok == SP_OK) ok = plan_build(g, o->lower, &p);
+    int64_t bytes = p ? p->memory.arena : 0;
+    if (ok == SP_OK && bytes > o->memory && bytes < least) {
+        r->least = bytes;
+        ok = plan_refuse(p, o->memory, NULL);
+    }
+    arena_free(a);
+    TRY(ok);
+    *fits = bytes <= o->memory;
+    if (!*fits) return SP_OK;
+    report_plans(m, chosen, r);
+    r->arena = bytes;
+    return save_emit(m, m->g->a, chosen, out);
+}
+
 /* Seconds that no plan computes again less than, for any tiling. Where the backward starts, all that is kept is alive
  * at once, beside what is always there; in each segment's backward, all that the segments before it keep, beside what
  * is there whole under every plan. None of this is an estimate: these are buffers. */
@@ -334,7 +369,13 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
         search x = search_of(s, sets[k], k < 2 ? 0 : o->host_memory);
         TRY(try_search(&x, &best, &lean));
     }
-    if (best.point < 0) return too_small(&lean.s, lean.arena);
+    if (best.point < 0) {
+        TRY(boundaries_only(m, o, r, lean.arena, out, &fits));
+        if (!fits) return too_small(&lean.s, lean.arena);
+        r->front = lean.s.pts;
+        r->point = 0;
+        return SP_OK;
+    }
     s = best.s;
     r->point = best.point;
     r->arena = best.arena;
