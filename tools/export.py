@@ -42,6 +42,7 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import sys
 import zipfile
 
@@ -135,6 +136,22 @@ def fake_parameters(mode):
 
 # ------------------------------------------------------------------------------------------------------------ the export
 
+def trace(module, example_inputs, dynamic, max_seq):
+    """torch.export with symbolic batch and sequence. The shortest sequence is what the module's own arithmetic allows: a loss
+    over logits[:, :-1] is traced for 3 tokens or more, and torch.export says so."""
+    shortest = 2
+    while True:
+        dims = {0: torch.export.Dim("batch", min=1, max=1 << 20), 1: torch.export.Dim("seq", min=shortest, max=max_seq)}
+        shapes = {name: dims if x.dim() == 2 else {0: dims[0]} for name, x in example_inputs.items()} if dynamic else None
+        try:
+            return torch.export.export(module, (), example_inputs, dynamic_shapes=shapes, strict=False)
+        except torch._dynamo.exc.UserError as error:
+            wanted = re.search(r"Dim\('seq', min=(\d+)", str(error))
+            if not wanted or int(wanted[1]) <= shortest:
+                raise
+            shortest = int(wanted[1])
+
+
 def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefix="", dynamic=True, max_seq=None,
                 fake_mode=None, extra_files=None, strip=False, keep_dropout=False):
     """Exports `module`, whose forward returns the mean loss, to the archive `path`; returns the ExportedProgram.
@@ -151,14 +168,12 @@ def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefi
     """
     for name in () if keep_dropout else zero_dropout(module):
         say(f"export: dropout {name} set to 0")
-    dims = {0: torch.export.Dim("batch", min=1, max=1 << 20), 1: torch.export.Dim("seq", min=2, max=max_seq or 1 << 30)}
-    shapes = {name: dims if x.dim() == 2 else {0: dims[0]} for name, x in example_inputs.items()} if dynamic else None
     # Copies: export takes two inputs that are one tensor for one input.
     example_inputs = {name: x.clone() for name, x in example_inputs.items()}
     if fake_mode is not None:
         example_inputs = {name: fake_mode.from_tensor(x) for name, x in example_inputs.items()}
     module.train()
-    program = torch.export.export(module, (), example_inputs, dynamic_shapes=shapes, strict=False)
+    program = trace(module, example_inputs, dynamic, max_seq or 1 << 30)
     program.graph.eliminate_dead_code()
     program._example_inputs = None  # the archive would carry them as a pickle; nobody reads it
     if strip:
