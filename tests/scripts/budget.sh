@@ -3,29 +3,9 @@
 # faster nor more memory slower, and that planned bytes are the touched ones under every policy.
 # usage: budget.sh AUTOSP SOURCE_DIR
 set -u
-autosp=$1
-model=$2/tests/fixtures/llama.pt2
-text=$2/examples/tiny-text/train.txt
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failed=0
-complain() {
-    echo "$*"
-    failed=1
-}
-# refused STATUS TEXT ARGS...
-refused() {
-    local status=$1 want=$2
-    shift 2
-    timeout 120 "$autosp" "$@" >"$dir/stdout" 2>"$dir/stderr" </dev/null
-    local got=$?
-    if [ $got -ne "$status" ] || ! grep -qF -- "$want" "$dir/stderr"; then
-        complain "autosp $*: exit $got (want $status), want '$want'; got: $(cat "$dir/stderr")"
-    fi
-}
-says() { grep -qE -- "$1" "$dir/stderr" || complain "no '$1' in: $(cat "$dir/stderr")"; }
+. "$2/tests/scripts.sh"
+says() { grep -qE -- "$1" "$dir/stderr" || complain "no '$1' in"; }
 number() { sed -n "s/.*\"$1\": \([0-9.e+-]*\).*/\1/p" "$2"; }
-field() { sed -n "s/^{\"step\": $2, .*\"$3\": \([^,}]*\).*/\1/p" "$1"; }
 
 # ---- what is no budget: the valid forms are named
 train="train $model --data $text --seq 64 --steps 1 --threads 1"
@@ -58,7 +38,7 @@ for command in "plan $model --seq 64" "$train"; do
     # shellcheck disable=SC2086
     refused 1 "all but the activations is needed at any length: no sequence fits" $command --memory 500KiB
     says "the least feasible budget is .* \([0-9]+ bytes\), of it parameters .*, gradients .*, optimizer .*, activations"
-    grep -q "longest" "$dir/stderr" && complain "a length is proposed: $(cat "$dir/stderr")"
+    grep -q "longest" "$dir/stderr" && complain "a length is proposed"
 done
 
 # ---- too small for this length: buffers with their place in the model, and a length that then does fit
@@ -73,11 +53,11 @@ for policy in budget layer pytorch; do
         # biggest first
         grep -E "^  [0-9.]+ [KM]iB (f32|workspace|working)" "$dir/stderr" |
             awk '{ b = $1 * ($2 == "MiB" ? 1024 : 1); if (NR > 1 && b > last) exit 1; last = b } END { if (NR < 3) exit 1 }' ||
-            complain "buffers are not by size: $(cat "$dir/stderr")"
+            complain "buffers are not by size"
         longest=$(sed -n 's/.*the longest sequence that fits 1.00 MiB: --seq \([0-9]*\);.*/\1/p' "$dir/stderr")
-        [ "${longest:-0}" -gt 0 ] && [ "${longest:-0}" -lt 1500 ] || complain "no length that fits: $(cat "$dir/stderr")"
+        [ "${longest:-0}" -gt 0 ] && [ "${longest:-0}" -lt 1500 ] || complain "no length that fits"
         "$autosp" plan "$model" --seq "${longest:-1}" --ranks 2 --memory 1MiB --set save.policy=$policy >/dev/null 2>"$dir/stderr" ||
-            complain "--seq $longest was said to fit under $policy: $(cat "$dir/stderr")"
+            complain "--seq $longest was said to fit under $policy"
         [ $policy = layer ] || # its bytes fall where tiles begin
             refused 1 "is too small" plan "$model" --seq $((longest * 21 / 20)) --ranks 2 --memory 1MiB --set save.policy=$policy
     done
@@ -86,7 +66,7 @@ done
 refused 1 "is too small" plan "$model" --seq 1500 --ranks 2 --memory 1MiB
 least=$(sed -n 's/.*least feasible budget is [^(]*(\([0-9]*\) bytes).*/\1/p' "$dir/stderr")
 "$autosp" plan "$model" --seq 1500 --ranks 2 --memory "$least" --json >"$dir/least" 2>"$dir/stderr" ||
-    complain "the least budget of $least is refused: $(cat "$dir/stderr")"
+    complain "the least budget of $least is refused"
 refused 1 "is too small" plan "$model" --seq 1500 --ranks 2 --memory $((least - 1))
 
 # ---- monotone: twelve budgets up to what keeps everything
@@ -96,7 +76,7 @@ last=
 for i in $(seq 0 12); do
     budget=$((least + (all - least) * i / 12))
     "$autosp" plan "$model" --seq 1500 --ranks 2 --memory $budget --json >"$dir/plan" 2>"$dir/stderr" ||
-        complain "$budget: $(cat "$dir/stderr")"
+        complain "$budget"
     peak=$(number peak_bytes "$dir/plan") seconds=$(number step_seconds_estimate "$dir/plan")
     [ "$peak" -le "$budget" ] || complain "a peak of $peak for a budget of $budget"
     [ -z "$last" ] || awk "BEGIN { exit !($seconds <= $last * (1 + 1e-9)) }" || complain "$budget bytes: $seconds s after $last s"
@@ -109,7 +89,7 @@ last=
 for host in 0 64KiB 128KiB 256KiB 512KiB 1MiB 8MiB; do
     # shellcheck disable=SC2046
     "$autosp" plan "$model" --seq 1500 --ranks 2 --memory "$least" $([ $host = 0 ] || echo --host-memory $host) --json \
-        >"$dir/plan" 2>"$dir/stderr" || complain "--host-memory $host: $(cat "$dir/stderr")"
+        >"$dir/plan" 2>"$dir/stderr" || complain "--host-memory $host"
     seconds=$(number step_seconds_estimate "$dir/plan") peak=$(number peak_bytes "$dir/plan")
     [ "$peak" -le "$least" ] || complain "--host-memory $host: a peak of $peak for $least"
     [ -z "$last" ] || awk "BEGIN { exit !($seconds <= $last * (1 + 1e-9)) }" || complain "--host-memory $host: $seconds s after $last s"
@@ -122,7 +102,7 @@ size="--seq 512 --ranks 2 --set tile.policy=off"
 train="train $model --data $text $size --steps 2 --threads 1 --seed 3"
 for policy in all layer pytorch autosp; do
     # shellcheck disable=SC2086
-    "$autosp" $train --set save.policy=$policy --metrics "$dir/$policy.jsonl" 2>"$dir/stderr" || complain "$(cat "$dir/stderr")"
+    "$autosp" $train --set save.policy=$policy --metrics "$dir/$policy.jsonl" 2>"$dir/stderr" || complain "it failed"
 done
 # shellcheck disable=SC2086
 refused 1 "is too small" plan "$model" $size --memory 1KiB
@@ -132,7 +112,7 @@ runs="all layer pytorch autosp"
 for i in 0 1 2 3 4; do
     budget=$((least + (all - least) * i / 4))
     # shellcheck disable=SC2086
-    "$autosp" $train --memory $budget --metrics "$dir/budget$i.jsonl" 2>"$dir/stderr" || complain "$(cat "$dir/stderr")"
+    "$autosp" $train --memory $budget --metrics "$dir/budget$i.jsonl" 2>"$dir/stderr" || complain "it failed"
     [ "$(field "$dir/budget$i.jsonl" 2 planned_peak_bytes)" -le $budget ] || complain "budget $budget: planned above it"
     runs="$runs budget$i"
 done
@@ -140,7 +120,7 @@ done
 refused 1 "is too small" plan "$model" $size --memory 1KiB --host-memory 4MiB
 least=$(sed -n 's/.*least feasible budget is [^(]*(\([0-9]*\) bytes).*/\1/p' "$dir/stderr")
 # shellcheck disable=SC2086
-"$autosp" $train --memory "$least" --host-memory 4MiB --metrics "$dir/host.jsonl" 2>"$dir/stderr" || complain "$(cat "$dir/stderr")"
+"$autosp" $train --memory "$least" --host-memory 4MiB --metrics "$dir/host.jsonl" 2>"$dir/stderr" || complain "it failed"
 [ "$(field "$dir/host.jsonl" 2 planned_host_bytes)" -gt 0 ] || complain "nothing moves to the host"
 [ "$(field "$dir/host.jsonl" 2 planned_host_bytes)" = "$(field "$dir/host.jsonl" 2 measured_host_bytes)" ] || complain "host bytes differ"
 for run in $runs host; do

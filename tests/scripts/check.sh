@@ -2,16 +2,8 @@
 # autosp check, plan and dump on exported models: P ranks against one, JSON fields, dumps that read back.
 # usage: check.sh AUTOSP SOURCE_DIR
 set -u
-autosp=$1
-fixtures=$2/tests/fixtures
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failed=0
-complain() {
-    echo "$*"
-    [ -s "$dir/stderr" ] && cat "$dir/stderr"
-    failed=1
-}
+. "$2/tests/scripts.sh"
+fixtures=$source/tests/fixtures
 
 # Lengths that the ranks do not divide, ignored labels, a shard that is all padding (9 tokens on 8 ranks), batch 3.
 for run in "llama 2 64 1" "llama 3 65 3" "llama 8 9 1" "gpt2 4 30 1" "qwen2 3 31 2"; do

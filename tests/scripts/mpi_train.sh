@@ -2,21 +2,11 @@
 # Processes under mpirun train as threads do: the same metrics and checkpoints; check passes; failures end the job.
 # usage: mpi_train.sh AUTOSP SOURCE_DIR
 set -u
-autosp=$1
-source=$2
-model=$2/tests/fixtures/llama.pt2
-text=$2/examples/tiny-text/eval.txt
+. "$2/tests/scripts.sh"
+text=$source/examples/tiny-text/eval.txt
 "$autosp" version | grep -q MPI || { echo "built without MPI: skipped"; exit 77; }
 "$2/scripts/mpirun" -n 1 true 2>/dev/null || { echo "mpirun does not start a process here: skipped"; exit 77; }
 export ASAN_OPTIONS=detect_leaks=0${ASAN_OPTIONS:+:$ASAN_OPTIONS} # Open MPI keeps memory of its own until the end
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failed=0
-complain() {
-    echo "$*"
-    [ -s "$dir/stderr" ] && cat "$dir/stderr"
-    failed=1
-}
 mpi() { timeout 120 "$source/scripts/mpirun" -n "$1" "$autosp" "${@:2}"; }
 numbers() { sed 's/"tokens_per_s".*"lr"/"lr"/; s/, "planned.*//' "$1"; } # without clocks
 

@@ -2,27 +2,7 @@
 # --host-memory: what a user can get wrong, a full disk before the first step, and a training that moves values.
 # usage: offload.sh AUTOSP SOURCE_DIR
 set -u
-autosp=$1
-model=$2/tests/fixtures/llama.pt2
-text=$2/examples/tiny-text/train.txt
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failed=0
-complain() {
-    echo "$*"
-    failed=1
-}
-# refused STATUS TEXT ARGS...
-refused() {
-    local status=$1 want=$2
-    shift 2
-    timeout 60 "$autosp" "$@" >"$dir/stdout" 2>"$dir/stderr" </dev/null
-    local got=$?
-    if [ $got -ne "$status" ] || ! grep -qF -- "$want" "$dir/stderr"; then
-        complain "autosp $*: exit $got (want $status), want '$want'; got: $(cat "$dir/stderr")"
-    fi
-}
-field() { sed -n "s/^{\"step\": $2, .*\"$3\": \([^,}]*\).*/\1/p" "$1"; }
+. "$2/tests/scripts.sh"
 
 # ---- what is not understood
 refused 2 "--host-memory must be above 0" plan "$model" --seq 64 --memory 1GiB --host-memory 0
@@ -43,11 +23,11 @@ with=$(least)
 [ "${with:-0}" -gt 0 ] && [ "$with" -lt "${without:-0}" ] || complain "least budgets: $with with the host, $without without"
 train="train $model --data $text $size --steps 2 --threads 1 --seed 3"
 # shellcheck disable=SC2086
-"$autosp" $train --metrics "$dir/all.jsonl" 2>"$dir/stderr" || complain "$(cat "$dir/stderr")"
+"$autosp" $train --metrics "$dir/all.jsonl" 2>"$dir/stderr" || complain "it failed"
 mkdir "$dir/tmp"
 # shellcheck disable=SC2086
 TMPDIR=$dir/tmp "$autosp" $train --memory "$with" --host-memory 8MiB --metrics "$dir/host.jsonl" 2>"$dir/stderr" ||
-    complain "$(cat "$dir/stderr")"
+    complain "it failed"
 for name in loss grad_norm; do
     for step in 1 2; do
         a=$(field "$dir/all.jsonl" $step $name) b=$(field "$dir/host.jsonl" $step $name)
@@ -88,12 +68,12 @@ if unshare -m bash -c "$small" small 1m "$dir/small" true 2>/dev/null; then
         timeout 60 unshare -m bash -c "$small" small $room "$dir/small" "$autosp" $train >"$dir/stdout" 2>"$dir/stderr" </dev/null
         got=$?
         [ $got -eq 1 ] && grep -qF "in the folder $dir/small: No space left on device" "$dir/stderr" ||
-            complain "a disk of $room: exit $got, $(cat "$dir/stderr")"
+            complain "a disk of $room: exit $got"
         nothing "a full disk of $room"
     done
     # shellcheck disable=SC2086
     unshare -m bash -c "$small" small $((planned / 512 + 64))k "$dir/small" "$autosp" $train 2>"$dir/stderr" ||
-        complain "a disk with room enough: $(cat "$dir/stderr")"
+        complain "a disk with room enough"
     [ -s "$dir/none.jsonl" ] || complain "a disk with room enough: no step was made"
 else
     echo "not root: the test on a full disk is left out"

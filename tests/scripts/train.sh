@@ -2,19 +2,8 @@
 # Training as a user sees it: metrics, gradients, checkpoints, a resume bit for bit, SIGTERM, the peak.
 # usage: train.sh AUTOSP SOURCE_DIR
 set -u
-autosp=$1
-model=$2/tests/fixtures/llama.pt2
-text=$2/examples/tiny-text/train.txt
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failed=0
-complain() {
-    echo "$*"
-    failed=1
-}
+. "$2/tests/scripts.sh"
 must() { "$@" 2>"$dir/stderr" || { echo "failed: $*"; cat "$dir/stderr"; exit 1; }; }
-# field FILE STEP NAME: the value in the metrics line of a step.
-field() { sed -n "s/^{\"step\": $2, .*\"$3\": \([^,}]*\).*/\1/p" "$1"; }
 
 common="--seq 64 --batch 2 --accum 2 --lr 1e-2 --warmup 2 --threads 1 --shuffle --seed 5"
 
