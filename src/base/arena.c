@@ -81,6 +81,15 @@ char *arena_printf(arena *a, const char *fmt, ...) {
     return s;
 }
 
+const char *temp_folder(void) {
+    const char *dir = getenv("TMPDIR");
+    return dir && *dir ? dir : "/tmp";
+}
+
+char *temp_name(arena *a, const char *folder, const char *what) {
+    return arena_printf(a, "%s/autosp-%s-XXXXXX", folder, what);
+}
+
 size_t arena_used(const arena *a) { return a->used; }
 
 void *vec_grow(arena *a, void *data, int *cap, int n, size_t elem) {

@@ -97,6 +97,11 @@ size_t arena_used(const arena *a);
 void *vec_grow(arena *a, void *data, int *cap, int n, size_t elem) __attribute__((returns_nonnull));
 void vec_release(void *data);
 
+/* TMPDIR, else /tmp. */
+const char *temp_folder(void);
+/* A name for mkstemp and mkdtemp: "FOLDER/autosp-WHAT-" and the six places that they fill in. */
+char *temp_name(arena *a, const char *folder, const char *what);
+
 /* ---- a text buffer ----------------------------------------------------------------------------- */
 
 /* Growable text on the heap: zero-initialise, append with buf_printf, release with buf_free. */

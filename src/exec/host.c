@@ -31,9 +31,8 @@ static sp_status reserve(int fd, int64_t bytes, const char *folder) {
 sp_status exec_map_host(exec *e) {
     int64_t page = sysconf(_SC_PAGESIZE), bytes = e->p->memory.section[SEC_HOST];
     if (!bytes) return SP_OK;
-    const char *folder = e->o.host_dir ? e->o.host_dir : getenv("TMPDIR");
-    if (!folder || !*folder) folder = "/tmp";
-    char *path = arena_printf(e->a, "%s/autosp-host-XXXXXX", folder);
+    const char *folder = e->o.host_dir && *e->o.host_dir ? e->o.host_dir : temp_folder();
+    char *path = temp_name(e->a, folder, "host");
     int fd = mkostemp(path, O_CLOEXEC);
     CHECK(fd >= 0, "--host-memory: cannot make a file in the folder %s for %lld bytes of host copies: %s", folder,
           (long long)bytes, strerror(errno));

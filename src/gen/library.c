@@ -221,7 +221,7 @@ static void *load(const char *path) { return whole(path) ? dlopen(path, RTLD_NOW
 
 /* Compiles in `dir` and moves the object to `path` there. */
 static sp_status build(arena *a, const buf *source, const char *dir, const char *path) {
-    char *work = arena_printf(a, "%s/build-XXXXXX", dir);
+    char *work = temp_name(a, dir, "build");
     CHECK(mkdtemp(work), "cannot make a folder in %s: %s", dir, strerror(errno));
     char *c = arena_printf(a, "%s/kernels.c", work), *so = arena_printf(a, "%s/kernels.so", work);
     char *log = arena_printf(a, "%s/log", work);
@@ -248,18 +248,16 @@ static sp_status obtain(arena *a, const buf *source, uint64_t hash, void **handl
         CHECK(*handle, "compiled kernels do not load: %s", whole(path) ? dlerror() : "the file is broken");
         return SP_OK;
     }
-    const char *tmp = getenv("TMPDIR");
-    snprintf(dir, sizeof dir, "%s/autosp-XXXXXX", tmp && *tmp == '/' ? tmp : "/tmp");
-    CHECK(mkdtemp(dir), "cannot make a folder for compiled kernels in %s: %s", tmp && *tmp ? tmp : "/tmp",
-          strerror(errno));
-    char *path = arena_printf(a, "%s/kernels.so", dir);
-    sp_status s = build(a, source, dir, path);
+    char *own = temp_name(a, temp_folder(), "kernels");
+    CHECK(mkdtemp(own), "cannot make a folder for compiled kernels in %s: %s", temp_folder(), strerror(errno));
+    char *path = arena_printf(a, "%s/kernels.so", own);
+    sp_status s = build(a, source, own, path);
     if (s == SP_OK) {
         *handle = load(path);
         if (!*handle) s = err_set("compiled kernels do not load: %s", dlerror());
     }
     unlink(path);
-    rmdir(dir);
+    rmdir(own);
     return s;
 }
 

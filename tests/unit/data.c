@@ -2,6 +2,7 @@
 #include "train/data.h"
 
 #include "import/safetensors.h"
+#include "scratch.h"
 
 #include <setjmp.h>
 #include <stdlib.h>
@@ -10,12 +11,8 @@
 
 #include <cmocka.h>
 
-static char dir[] = "/tmp/autosp-data-XXXXXX";
-static char path[256];
-
 static const char *put(const char *name, const void *bytes, size_t n) {
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "wb");
+    FILE *f = fopen(in_dir(name), "wb");
     assert_non_null(f);
     assert_int_equal(fwrite(bytes, 1, n, f), n);
     fclose(f);
@@ -410,24 +407,13 @@ static void bad_files_are_refused(void **state) {
     refused(put("empty.txt", "", 0), &o, "empty");
     refused(put("x.parquet", "PAR1", 4), &o, ".safetensors");
     refused("/nonexistent/a.txt", &o, "No such file");
-    char name[64];
+    char name[256];
     snprintf(name, sizeof name, "%s/d.txt", dir);
     assert_int_equal(mkdir(name, 0777), 0);
     refused(name, &o, "not a regular file");
     rmdir(name);
     o.seq = INT64_MAX;
     refused(put("t.txt", "hello world", 11), &o, "less than one sequence");
-}
-
-static int setup(void **state) {
-    (void)state;
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    snprintf(path, sizeof path, "rm -rf %s", dir);
-    return system(path);
 }
 
 int main(void) {
@@ -446,5 +432,5 @@ int main(void) {
         cmocka_unit_test(bad_rows_are_refused),
         cmocka_unit_test(bad_files_are_refused),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -2,7 +2,7 @@
  * the damaged ones are cut and flipped copies of a real export. */
 #include "import/pt2.h"
 #include "import/weights.h"
-#include "one_file.h"
+#include "scratch.h"
 
 #include <setjmp.h>
 #include <cmocka.h>
@@ -409,6 +409,12 @@ static void real_exports_load(void **state) {
     }
 }
 
+static int make_file(void **state) {
+    if (make_dir(state) != 0) return -1;
+    in_dir("m.pt2");
+    return 0;
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reads_a_program),
@@ -421,5 +427,5 @@ int main(void) {
         cmocka_unit_test(nested_graphs_are_bounded),
         cmocka_unit_test(real_exports_load),
     };
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, make_file, remove_dir);
 }

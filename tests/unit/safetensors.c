@@ -2,6 +2,7 @@
  * conversion against the compiler's own half precision and against brute force. */
 #include "import/safetensors.h"
 #include "import/weights.h"
+#include "scratch.h"
 
 #include <setjmp.h>
 #include <cmocka.h>
@@ -10,13 +11,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static char dir[] = "/tmp/autosp-st-XXXXXX";
-static char path[256];
-
-static int make_dir(void **state) {
-    (void)state;
-    if (!mkdtemp(dir)) return -1;
-    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+static int make_file(void **state) {
+    if (make_dir(state) != 0) return -1;
+    in_dir("model.safetensors");
     return 0;
 }
 
@@ -24,12 +21,6 @@ static void clean(void) {
     char cmd[300];
     snprintf(cmd, sizeof cmd, "rm -rf %s/*", dir);
     assert_int_equal(system(cmd), 0);
-}
-
-static int remove_dir(void **state) {
-    (void)state;
-    clean();
-    return rmdir(dir);
 }
 
 /* A file of header text and N data bytes; LENGTH overrides the header's length when not negative. */
@@ -411,5 +402,5 @@ int main(void) {
         cmocka_unit_test(base_models_are_found),
         cmocka_unit_test(wrong_weights_are_named),
     };
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, make_file, remove_dir);
 }
