@@ -49,6 +49,11 @@ static const char *gradient_of(const plan *p, const plan_instr *i) {
     return NULL;
 }
 
+/* What people know an instruction by: its op, or the ops that were fused in it. */
+static const char *name_of(const plan_instr *i) {
+    return i->loop ? "of a loop over tiles" : i->kernel ? i->kernel->name : op_table[i->op].name;
+}
+
 /* Is it a node of the plan's own graph (and not of a loop's region)? */
 static bool in_graph(const ir_graph *g, const ir_node *n) {
     return n && n >= g->nodes.data && n < g->nodes.data + g->nodes.n;
@@ -67,7 +72,7 @@ static void describe(const plan *p, int b, int turn, buf *out) {
         if (i->loop)
             buf_printf(out, " working set of one of %lld tiles", (long long)i->loop->tiles);
         else
-            buf_printf(out, " workspace of %s", op_table[i->op].name);
+            buf_printf(out, " workspace of %s", name_of(i));
     } else {
         const plan_tensor *t = NULL;
         int which = 0;
@@ -75,7 +80,7 @@ static void describe(const plan *p, int b, int turn, buf *out) {
             if (i->out[k].buf == b) t = &i->out[which = k];
         buf_printf(out, " %s[", dtype_name(t->t.type));
         for (int d = 0; d < t->t.rank; d++) buf_printf(out, "%s%lld", d ? "," : "", (long long)t->t.dim[d]);
-        buf_printf(out, "] %s", i->loop ? "of a loop over tiles" : op_table[i->op].name);
+        buf_printf(out, "] %s", name_of(i));
         const char *name = in_graph(p->graph, n) && which < n->nout ? p->graph->values.data[n->out[which]].name : NULL;
         if (name) buf_printf(out, " '%s'", name);
     }
