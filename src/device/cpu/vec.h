@@ -235,20 +235,7 @@ INLINE vf vround(vf x) {
     return (x + 12582912.f) - 12582912.f; /* |x| < 2^22 */
 #endif
 }
-/* 2^x, relative error 1e-7; 0 below 2^-150, inf from 2^128 on, NaN kept. */
-INLINE vf vexp2(vf x) {
-    x = vmax(vset(-151.f), x);
-    x = vselect(x > 129.f, vset(129.f), x);
-    vf n = vround(x), f = x - n;
-    vf p = vfma(f, vset(1.534581156e-04f), vset(1.339993122e-03f));
-    p = vfma(p, f, vset(9.618488959e-03f));
-    p = vfma(p, f, vset(5.550328777e-02f));
-    p = vfma(p, f, vset(2.402264689e-01f));
-    p = vfma(p, f, vset(6.931472057e-01f));
-    p = vfma(p, f, vset(1.f));
-    return vscale2(p, n);
-}
-/* 2^x for x <= 0 (softmax numerators): as vexp2, without the upper bound. */
+/* 2^x for x <= 0 (softmax numerators), relative error 1e-7; 0 below 2^-150, NaN kept. */
 INLINE vf vexp2_neg(vf x) {
     x = vmax(vset(-151.f), x);
     vf n = vround(x), f = x - n;
@@ -260,6 +247,8 @@ INLINE vf vexp2_neg(vf x) {
     p = vfma(p, f, vset(1.f));
     return vscale2(p, n);
 }
+/* 2^x: the same with an upper bound; inf from 2^128 on. */
+INLINE vf vexp2(vf x) { return vexp2_neg(vselect(x > 129.f, vset(129.f), x)); }
 /* e^x, 1-2 ulp: the argument is reduced with ln 2 in two parts. */
 INLINE vf vexp(vf x) {
     x = vmax(vset(-105.f), x);
