@@ -209,12 +209,12 @@ def module_of(node):
 
 def product_before(node):
     """The first matrix product on the way from a node to its operands."""
-    todo, seen = [node], set()
-    while todo:
-        x = todo.pop(0)
+    queue, seen = [node], set()
+    while queue:
+        x = queue.pop(0)
         if packet(x) is aten.mm:
             return x
-        todo += [y for y in x.all_input_nodes if y not in seen and not seen.add(y)]
+        queue += [y for y in x.all_input_nodes if y not in seen and not seen.add(y)]
     return None
 
 
@@ -346,12 +346,12 @@ def ours(program, path, seq, ranks, policy, bf16):
         return f"side: {n.op}" if depends_on_data(v) else f"{n.op} {v}"
 
     def depends_on_data(v):
-        todo, seen = [v], set()
-        while todo:
-            n = made[todo.pop()][0]
+        stack, seen = [v], set()
+        while stack:
+            n = made[stack.pop()][0]
             if n.op == "param":
                 return False
-            todo += [x for x in n.ins if x not in seen and not seen.add(x)]
+            stack += [x for x in n.ins if x not in seen and not seen.add(x)]
         return True
 
     kept = {}
