@@ -13,9 +13,11 @@
 enum { SUMS = 12, PAIR_SUMS = VEC_PAIRS ? 24 : SUMS, BUDGET_MS = 100 };
 
 INLINE float chain(bool pairs, int sums, int64_t n) {
-    vf acc[PAIR_SUMS], x = vset(0.5f);
+    /* Read at run time: a compiler that knows them drops a sum which stays as it is (1 * 0.5 + 0.5). */
+    volatile float half = 0.5f, start = 2;
+    vf acc[PAIR_SUMS], x = vset(half);
 #pragma GCC unroll 24
-    for (int j = 0; j < sums; j++) acc[j] = vset((float)j);
+    for (int j = 0; j < sums; j++) acc[j] = vset(start);
     for (int64_t i = 0; i < n; i++) {
 #pragma GCC unroll 24
         for (int j = 0; j < sums; j++) acc[j] = pairs ? vdot_pairs(acc[j], x, x) : acc[j] * x + x;
