@@ -50,6 +50,17 @@ double cost_collective(const cost_machine *m, ir_op op, int64_t bytes, int ranks
 
 static cost_work sum_region(const cost_machine *m, const ir_node *loop);
 
+/* The product, or the embedding's gradient, that adds straight into the gradient's buffer in place of accum node n
+ * (plan/build.c: gradients that accumulate in place); NULL: n moves its operand itself. */
+static const ir_node *adds_in_place(const ir_graph *g, const ir_node *n) {
+    const ir_node *by = ir_def(g, n->in[0]);
+    bool moved = by->op == OP_permute;
+    while (by->op == OP_permute) by = ir_def(g, by->in[0]);
+    dtype t = ir_typeof(g, n->in[0])->t;
+    bool adds = by->op == OP_dot || (by->op == OP_embedding_grad && !moved);
+    return adds && (t == DT_F32 || t == DT_F64) ? by : NULL;
+}
+
 cost_work cost_node(const cost_machine *m, const ir_graph *g, const ir_node *n) {
     cost_work w = {0};
     int flags = op_table[n->op].flags;
@@ -90,8 +101,20 @@ cost_work cost_node(const cost_machine *m, const ir_graph *g, const ir_node *n) 
     case OP_embedding: /* reads the rows it takes, not the table */
         w.bytes = 2 * bytes_of(g, n->out, n->nout) + bytes_of(g, n->in + 1, 1);
         break;
+    case OP_accum: {
+        const ir_node *by = adds_in_place(g, n);
+        if (by) { /* what it adds to the product: the buffer is read too, beside the arithmetic */
+            cost_work x = cost_node(m, g, by);
+            double product = x.seconds - m->launch;
+            w.bytes = by->op == OP_dot ? bytes_of(g, n->in, 1) : 0;
+            double both = (x.bytes + w.bytes) / m->mem_bw;
+            if (w.bytes > 0 && both > product) w.seconds = both - product;
+            return w;
+        }
+        w.bytes = 3 * bytes_of(g, n->in, n->nin);
+        break;
+    }
     case OP_embedding_grad:
-    case OP_accum:
         w.bytes = 3 * bytes_of(g, n->in, n->nin);
         break;
     default:

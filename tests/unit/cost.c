@@ -157,11 +157,65 @@ static void counts_by_hand(void **state) {
     arena_free(a);
 }
 
+/* A gradient's product adds into the gradient's buffer: beside its arithmetic the buffer is read as well. What no
+ * product makes is read, and the buffer read and written. */
+static void accumulation_inside_a_product(void **state) {
+    (void)state;
+    static const char *const grads = "graph \"g\" {\n"
+                                     "  %0 = input {name=\"x\"} : f32[32,64]\n"
+                                     "  %1 = input {name=\"d\"} : f32[32,96]\n"
+                                     "  %2 = param {name=\"w\", grad=1} : f32[96,64]\n"
+                                     "  %3 = param {name=\"u\", grad=1} : f32[96,64]\n"
+                                     "  %4 = param {name=\"b\", grad=1} : f32[96]\n"
+                                     "  %5 = dot(%0, %1) {lc=[0], rc=[0], lb=[], rb=[]} : f32[64,96]\n"
+                                     "  %6 = permute(%5) {perm=[1,0]} : f32[96,64]\n"
+                                     "  accum(%6) {param=\"w\"}\n"
+                                     "  %7 = dot(%1, %0) {lc=[0], rc=[0], lb=[], rb=[]} : f32[96,64]\n"
+                                     "  accum(%7) {param=\"u\"}\n"
+                                     "  %8 = sum(%1) {dims=[0]} : f32[96]\n"
+                                     "  accum(%8) {param=\"b\"}\n"
+                                     "  return y=%5\n"
+                                     "}\n";
+    arena *a = arena_new();
+    ir_graph *g;
+    if (ir_parse(a, grads, "test", &g) != SP_OK) fail_msg("%s", err_text());
+    double operands = 4 * (32 * 64 + 32 * 96), result = 4 * 96 * 64, flops = 2.0 * 32 * 64 * 96;
+    for (int bound = 0; bound < 3; bound++) {
+        cost_machine m;
+        assert_int_equal(cost_machine_parse(a, "flops.f32=1e9,mem_bw=1e6,mem=1GB,launch=1e-2", &m), SP_OK);
+        double product, add;
+        if (bound == 0) { /* by memory: the second pass over the buffer is to be seen whole */
+            product = (operands + result) / 1e6;
+            add = result / 1e6;
+        } else if (bound == 1) { /* by arithmetic, however much is read */
+            m.flops[DT_F32] = 1e5;
+            product = flops / 1e5;
+            add = 0;
+        } else { /* by arithmetic alone, by memory with the buffer: part of it */
+            m.flops[DT_F32] = flops / ((operands + 1.5 * result) / 1e6);
+            product = (operands + 1.5 * result) / 1e6;
+            add = 0.5 * result / 1e6;
+        }
+        for (int i = 0; i < g->nodes.n; i++) {
+            const ir_node *n = &g->nodes.data[i];
+            double s = cost_node(&m, g, n).seconds;
+            if (n->op == OP_dot) close_to(s, 1e-2 + product);
+            if (n->op != OP_accum) continue;
+            bool in_place = strcmp(ir_str(n, "param"), "b") != 0;
+            if (in_place)
+                close_to(s + 1, add + 1);
+            else
+                close_to(s, 1e-2 + 3 * 4 * 96 / 1e6);
+        }
+    }
+    arena_free(a);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(machines_parse),        cmocka_unit_test(all_names_are_machines),
         cmocka_unit_test(keys_set_their_fields), cmocka_unit_test(bad_machines_are_named),
-        cmocka_unit_test(counts_by_hand),
+        cmocka_unit_test(counts_by_hand),        cmocka_unit_test(accumulation_inside_a_product),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
