@@ -127,25 +127,32 @@ static void reduce_close(const gen_kernel *k, int i, buf *out) {
                i);
 }
 
+/* The value to store: what it was before it was rounded to the type that the store rounds it to anyway. */
+static int unrounded(const gen_kernel *k, const gen_result *r) {
+    const gen_stmt *s = &k->s.data[r->value];
+    return r->store == GEN_STORE && s->kind == GEN_ROUND && s->type == r->type ? s->arg[0] : r->value;
+}
+
 static void store(const gen_kernel *k, int i, buf *out) {
     const gen_result *r = &k->out.data[i];
+    const int v = unrounded(k, r);
     const char *bf = is_bf16(r->type);
     bool adds = r->store == GEN_ADD;
     int t = k->in.n + i;
     if (r->store >= GEN_COLUMNS) { /* padded to whole vectors */
-        buf_printf(out, "            vst(y%d + c, vld(y%d + c) + v%d);\n", i, i, r->value);
+        buf_printf(out, "            vst(y%d + c, vld(y%d + c) + v%d);\n", i, i, v);
     } else if (r->step == GEN_STILL) {
         buf_printf(out, "        sput(%s, y%d, 0, ", bf, i);
         if (adds) buf_printf(out, "sget(%s, y%d, 0) + ", bf, i);
-        buf_printf(out, "v%d[0]);\n", r->value);
+        buf_printf(out, "v%d[0]);\n", v);
     } else if (r->step == GEN_UNIT) {
         buf_printf(out, "            put_part(%s, y%d, c, left, ", bf, i);
         if (adds) buf_printf(out, "get_part(%s, y%d, c, left, 0) + ", bf, i);
-        buf_printf(out, "v%d);\n", r->value);
+        buf_printf(out, "v%d);\n", v);
     } else {
         buf_printf(out, "            k_scatter(%s, y%d, c, a->step[%d], left, ", bf, i, t);
         if (adds) buf_printf(out, "k_gather(%s, y%d, c, a->step[%d], left) + ", bf, i, t);
-        buf_printf(out, "v%d);\n", r->value);
+        buf_printf(out, "v%d);\n", v);
     }
 }
 

@@ -66,10 +66,14 @@ INLINE uint16_t bf16_put(float f) {
     if (f != f) return (uint16_t)((x.u >> 16) | 0x40);
     return (uint16_t)((x.u + 0x7fff + ((x.u >> 16) & 1)) >> 16);
 }
-INLINE vf vld_bf16(const uint16_t *p) {
-    vh h = *(const vh_mem *)p;
+INLINE vf vwiden(vh h) { /* gcc 12 makes two halves of the conversion */
+#ifdef __AVX512F__
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#else
     return (vf)(__builtin_convertvector(h, vu) << 16);
+#endif
 }
+INLINE vf vld_bf16(const uint16_t *p) { return vwiden(*(const vh_mem *)p); }
 /* The bits of x rounded to bf16, in the low half of each lane. */
 INLINE vu vround_bf16(vf x) {
     vu u = (vu)x;
@@ -120,9 +124,11 @@ INLINE vf vpair(vf even, vf odd) { return (vf)(vround_bf16(even) | vround_bf16(o
 
 /* x as a bf16 would hold it. */
 INLINE vf vbf16(vf x) {
-    uint16_t h[VL];
-    vst_bf16(h, x);
-    return vld_bf16(h);
+#ifdef __AVX512BF16__
+    return vwiden((vh)_mm512_cvtneps_pbh((__m512)x));
+#else
+    return (vf)(vround_bf16(x) << 16);
+#endif
 }
 
 /* Element i of an f32 or bf16 array; `bf` is a constant wherever speed matters. */
@@ -192,9 +198,21 @@ INLINE vf vmax(vf bound, vf x) {
     return vselect(bound > x, bound, x);
 #endif
 }
-INLINE vf vmin(vf bound, vf x) { return vselect(bound < x, bound, x); }
+INLINE vf vmin(vf bound, vf x) {
+#ifdef __AVX512F__
+    return (vf)_mm512_min_ps((__m512)bound, (__m512)x);
+#else
+    return vselect(bound < x, bound, x);
+#endif
+}
 /* Lane sums in a fixed (tree) order. */
 INLINE float vsum(vf x) {
+#ifdef __AVX512F__
+    __m256 a = _mm512_castps512_ps256((__m512)x) + (__m256)_mm512_extractf64x4_pd((__m512d)x, 1);
+    __m128 b = _mm256_castps256_ps128(a) + _mm256_extractf128_ps(a, 1);
+    b += _mm_movehl_ps(b, b);
+    return b[0] + b[1];
+#endif
     float t[VL];
     vst(t, x);
     for (int w = VL / 2; w > 0; w /= 2)
@@ -248,11 +266,11 @@ INLINE vf vexp2_neg(vf x) {
     return vscale2(p, n);
 }
 /* 2^x: the same with an upper bound; inf from 2^128 on. */
-INLINE vf vexp2(vf x) { return vexp2_neg(vselect(x > 129.f, vset(129.f), x)); }
+INLINE vf vexp2(vf x) { return vexp2_neg(vmin(vset(129.f), x)); }
 /* e^x, 1-2 ulp: the argument is reduced with ln 2 in two parts. */
 INLINE vf vexp(vf x) {
     x = vmax(vset(-105.f), x);
-    x = vselect(x > 89.f, vset(89.f), x);
+    x = vmin(vset(89.f), x);
     vf n = vround(x * 1.442695041f);
     vf r = vfma(n, vset(-0.693145752f), x); /* 16 bits: the product is exact */
     r = vfma(n, vset(-1.42860682e-06f), r);
@@ -287,7 +305,7 @@ INLINE vf verf(vf x) {
     p = vfma(p, z, vset(1.128379166e+00f));
     vf small = p * x;
     vf a = (vf)((vi)x & 0x7fffffff);
-    a = vselect(a > 4.2f, vset(4.2f), a);
+    a = vmin(vset(4.2f), a);
     vf q = vfma(a, vset(2.181698877e-06f), vset(-6.285671714e-05f));
     q = vfma(q, a, vset(8.304953243e-04f));
     q = vfma(q, a, vset(-6.722525688e-03f));
