@@ -152,7 +152,8 @@ static void finish(bench *b) {
 }
 
 /* One op on elements only: `place` as in result(). */
-static void simple(const char *name, ir_op op, dtype t, int64_t rows, int64_t cols, int nin, int nout, const int *place) {
+static void simple(const char *name, ir_op op, dtype t, int64_t rows, int64_t cols, int nin, int nout,
+                   const int *place) {
     bench *b = add(name, t, rows, cols);
     int in[4], out[4];
     for (int i = 0; i < nin; i++) in[i] = operand(b, t, GEN_ELEMENTS);
@@ -232,8 +233,8 @@ static void casts(void) {
 
 enum { HEAD = 64, HEADS = 12, VOCAB = 32000 };
 
-static bench *by_hand(const char *name, dtype t, int64_t rows, int64_t cols, void (*run)(bench *), double bytes, int read,
-                      int written, int in_place) {
+static bench *by_hand(const char *name, dtype t, int64_t rows, int64_t cols, void (*run)(bench *), double bytes,
+                      int read, int written, int in_place) {
     bench *b = add(name, t, rows, cols);
     b->run = run;
     b->m = (traffic){bytes, read, written, in_place};
@@ -306,9 +307,9 @@ static void run_dropout(bench *b) {
 
 static void others(dtype t) {
     const double e = (double)dtype_size(t), rows = 16384, wide = 16384.0 * 768 * e, logits = 512.0 * VOCAB * e;
-    by_hand("rope", t, 16384, HEADS *HEAD, run_rope, 2 * wide + 2 * rows * HEAD * e, 1, 1, 1);
-    by_hand("copy", t, 16384, HEADS *HEAD, run_copy, 2 * wide, 1, 1, 0);
-    by_hand("permute, heads first", t, 16384, HEADS *HEAD, run_heads_first, 2 * wide, 1, 1, 0);
+    by_hand("rope", t, 16384, HEADS * HEAD, run_rope, 2 * wide + 2 * rows * HEAD * e, 1, 1, 1);
+    by_hand("copy", t, 16384, HEADS * HEAD, run_copy, 2 * wide, 1, 1, 0);
+    by_hand("permute, heads first", t, 16384, HEADS * HEAD, run_heads_first, 2 * wide, 1, 1, 0);
     by_hand("transpose", t, 16384, 768, run_transpose, 2 * wide, 1, 1, 0);
     by_hand("dropout", t, 16384, 768, run_dropout, 2 * wide, 1, 1, 1);
     by_hand("embedding", t, 16384, 768, run_embed, 2 * wide, 1, 1, 0);
