@@ -59,7 +59,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 # Operators that PyTorch 2.13 traces but refuses to write, and what to use instead.
 UNSAVED = {"flex_attention": "use scaled_dot_product_attention with a mask computed from positions (transformers: "
                              "--attn sdpa); autosp reads the mask from its arithmetic and never builds it",
-           "triton_kernel": "use the operator's PyTorch version instead of the Triton kernel",
+           "triton_kernel": "a Triton kernel is called in the forward pass: use the operator's PyTorch version instead",
            "flat_apply": "a function mapped by torch.vmap over indices: write it with broadcasting"}
 
 
@@ -174,7 +174,9 @@ def export_loss(module, path, example_inputs, *, labels="shifted", weights_prefi
         example_inputs = {name: fake_mode.from_tensor(x) for name, x in example_inputs.items()}
     module.train()
     program = trace(module, example_inputs, dynamic, max_seq or 1 << 30)
-    program.graph.eliminate_dead_code()
+    # A higher-order operator may write into its arguments and have no result, as a Triton kernel does: it stays.
+    program.graph.eliminate_dead_code(
+        lambda node: node.is_impure() or isinstance(node.target, torch._ops.HigherOrderOperator))
     program._example_inputs = None  # the archive would carry them as a pickle; nobody reads it
     if strip:
         strip_metadata(program.graph_module)

@@ -35,6 +35,11 @@ const lo_row *lo_find_row(lower *L, const char *target, bool *inplace) {
     if (!strncmp(target, "torch.ops.", 10)) target += 10;
     if (strmap_get(L->rows, target, &i)) return L->row_list.data[i];
     char name[128];
+    if (!strncmp(target, "aten.__i", 8) && strlen(target) < sizeof name) { /* __iand__ of __and__ */
+        snprintf(name, sizeof name, "aten.__%s", target + 8);
+        *inplace = strmap_get(L->rows, name, &i);
+        return *inplace ? L->row_list.data[i] : NULL;
+    }
     const char *dot = strrchr(target, '.');
     int n = dot ? (int)(dot - target) : 0;
     if (n < 2 || target[n - 1] != '_' || strlen(target) >= sizeof name) return NULL;

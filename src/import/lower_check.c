@@ -4,10 +4,28 @@
 
 /* ---- liveness --------------------------------------------------------------------------------------------- */
 
-static bool is_inplace(const char *target) {
-    /* torch.ops.aten.add_.Tensor, but not __and__ */
-    const char *end = strrchr(target, '.');
+/* May this operator change a tensor that it is given? ATen says so in the name: add_.Tensor (but not __and__), __iand__,
+ * mul.out. Of operators from elsewhere and of higher-order ones nothing is known: a Triton kernel has no result and fills
+ * a tensor. PyTorch's checks of sizes and values are no work. */
+static bool may_write(const char *target) {
+    if (strncmp(target, "torch.ops.", 10) != 0) return false; /* arithmetic of sizes */
+    const char *name = target + 10, *end = strrchr(target, '.');
+    if (strncmp(name, "aten.", 5) != 0) return strncmp(name, "profiler.", 9) != 0;
+    name += 5;
+    if (!strncmp(name, "__i", 3) && strncmp(name, "__index", 7) != 0) return true;
+    if (end && !strncmp(end, ".out", 4)) return true;
     return end && end - target >= 2 && end[-1] == '_' && end[-2] != '_';
+}
+
+/* Of a region its nodes decide. */
+static bool node_may_write(const pt2_node *n) {
+    if (!lo_is_region(n->target)) return may_write(n->target);
+    for (int k = 0; k < n->n_in; k++) {
+        const pt2_graph *pg = n->in[k].arg.kind == PT2_GRAPH ? n->in[k].arg.graph : NULL;
+        for (int i = 0; pg && i < pg->n_nodes; i++)
+            if (node_may_write(&pg->nodes[i])) return true;
+    }
+    return false;
 }
 
 static void need(strmap *needed, const char *name) {
@@ -33,7 +51,7 @@ bool *lo_live_nodes(arena *a, const pt2_graph *pg) {
     for (int i = 0; i < pg->n_out; i++) need_arg(needed, &pg->out[i]);
     for (int i = pg->n_nodes - 1; i >= 0; i--) {
         const pt2_node *n = &pg->nodes[i];
-        live[i] = is_inplace(n->target);
+        live[i] = node_may_write(n);
         for (int k = 0; k < n->n_out; k++) live[i] |= is_needed(needed, &n->out[k]);
         for (int k = 0; live[i] && k < n->n_in; k++) need_arg(needed, &n->in[k].arg);
     }
@@ -72,7 +90,7 @@ static const struct {
     {"higher_order.while_loop", "a loop that depends on data: give it a fixed number of turns"},
     {"higher_order.flex_attention", "use torch.nn.functional.scaled_dot_product_attention with a mask computed from "
                                     "positions; transformers: attn_implementation=\"sdpa\""},
-    {"triton_kernel", "use the operator's PyTorch version instead of the Triton kernel"},
+    {"triton_kernel", "a Triton kernel: use the operator's PyTorch version instead"},
     {"checkpoint", "export without gradient checkpointing"},
     {"higher_order.", "export the forward pass as plain PyTorch operators"},
     {"int8pack", "quantised weights are not trained: load the model in float32 or bfloat16"},
@@ -104,7 +122,8 @@ static const char *with_advice(arena *a, const char *name) {
     for (size_t i = 0; i < sizeof advices / sizeof *advices; i++)
         if (strstr(name, advices[i].part)) return arena_printf(a, "%s (%s)", name, advices[i].advice);
     if (strncmp(name, "aten.", 5) != 0 && strstr(name, "."))
-        return arena_printf(a, "%s (not one of PyTorch's operators: use the plain PyTorch code of it)", name);
+        return arena_printf(a, "%s (not one of PyTorch's operators, but a custom or Triton kernel: "
+                               "use the plain PyTorch code of it)", name);
     return name;
 }
 

@@ -39,6 +39,11 @@ refuse experts "aten.topk.default" "routed experts" "make_bad.py:36"
 refuse loop "higher_order.while_loop" "fixed number of turns" "make_bad.py:36"
 refuse selected "aten.masked_select.default" "depend on data" "make_bad.py:36"
 refuse kernel "mine.fused_scale.default" "plain PyTorch code" "make_bad.py:36"
+refuse triton-kernel "higher_order.triton_kernel_wrapper_mutation" "a Triton kernel" "PyTorch version" "make_bad.py:36"
+refuse triton-op "mine.triton_scale.default" "custom or Triton kernel" "plain PyTorch code" "make_bad.py:36"
+refuse writes-into "mine.fill_scaled.default" "custom or Triton kernel" "make_bad.py:36" # has no result, writes into a tensor
+refuse out-argument "aten.mul.out" "make_bad.py:36"
+refuse hidden-write "aten.mul_.Tensor" "in place" "make_bad.py:36"
 refuse quantised "aten._weight_int8pack_mm.default" "float32 or bfloat16" "make_bad.py:36"
 # A mask that is numbers is kept while it is small (check compares two ranks with one), refused when it is not.
 LENGTH=9000 refuse data-mask "[1, 1, 9000, 9000] of bool" "77 MiB" "make_bad.py:36" "mask.bytes"
