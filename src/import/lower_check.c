@@ -4,9 +4,9 @@
 
 /* ---- liveness --------------------------------------------------------------------------------------------- */
 
-/* May this operator change a tensor that it is given? ATen says so in the name: add_.Tensor (but not __and__), __iand__,
- * mul.out. Of operators from elsewhere and of higher-order ones nothing is known: a Triton kernel has no result and fills
- * a tensor. PyTorch's checks of sizes and values are no work. */
+/* May this operator change a tensor that it is given? ATen says so in the name: add_.Tensor (but not __and__),
+ * __iand__, mul.out. Of operators from elsewhere and of higher-order ones nothing is known: a Triton kernel has no
+ * result and fills a tensor. PyTorch's checks of sizes and values are no work. */
 static bool may_write(const char *target) {
     if (strncmp(target, "torch.ops.", 10) != 0) return false; /* arithmetic of sizes */
     const char *name = target + 10, *end = strrchr(target, '.');
@@ -122,8 +122,10 @@ static const char *with_advice(arena *a, const char *name) {
     for (size_t i = 0; i < sizeof advices / sizeof *advices; i++)
         if (strstr(name, advices[i].part)) return arena_printf(a, "%s (%s)", name, advices[i].advice);
     if (strncmp(name, "aten.", 5) != 0 && strstr(name, "."))
-        return arena_printf(a, "%s (not one of PyTorch's operators, but a custom or Triton kernel: "
-                               "use the plain PyTorch code of it)", name);
+        return arena_printf(a,
+                            "%s (not one of PyTorch's operators, but a custom or Triton kernel: "
+                            "use the plain PyTorch code of it)",
+                            name);
     return name;
 }
 

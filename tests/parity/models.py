@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tools"))
 import export
+from each_operator import EachOperator
 from operators import Operators
 
 VOCAB = 256
@@ -584,6 +585,7 @@ PLAIN = {
     "strided": lambda: Case(Masked(strided), max_seq=127),
     "lora": lambda: Case(Lora()),
     "operators": lambda: Case(Operators(VOCAB)),
+    "each-operator": lambda: Case(EachOperator(VOCAB)),
 }
 
 if importlib.util.find_spec("peft"):

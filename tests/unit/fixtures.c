@@ -170,6 +170,7 @@ static const char *const names[] = {"llama",
                                     "relative-bias",
                                     "class-weights",
                                     "peft-lora",
+                                    "each-operator",
                                     "mistral-window-4.57"};
 #define EACH(i) for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 
