@@ -191,6 +191,7 @@ sp_status exec_new(const plan *p, const exec_options *o, exec **out) {
     omp_set_num_threads(o->threads);
 #endif
     if (s == SP_OK) compile_kernels(e);
+    if (s == SP_OK && p->adamw) e->adamw = code_of(e, p->adamw);
     for (int g = 0; g < PROG_COUNT_OF && s == SP_OK; g++) s = prepare_list(e, &p->program[g].instrs, &e->calls[g]);
     int64_t staging = 0;
     for (int g = 0; g < PROG_COUNT_OF; g++)

@@ -25,6 +25,7 @@ struct exec {
     gen_kernel **kernels; /* of the plan, each once */
     gen_fn **code;        /* of each; NULL: interpreted */
     int nkernels;
+    gen_fn *adamw;     /* the optimizer's step; NULL: the device's */
     char *base, *host; /* the arena; the arena of host copies, NULL: none */
     int64_t bytes, host_bytes;
     bool profile;

@@ -91,6 +91,24 @@ double exec_grad_norm(const exec *ce) {
 ADAMW(float, sqrtf)
 ADAMW(double, sqrt)
 
+/* The generated kernel on one parameter: a row, and the numbers of the step. */
+static void run_adamw(const exec *e, int64_t n, void *const *data, const adamw_params *a) {
+    float number[GEN_ADAMW_NUMBERS];
+    tensor t[4 + GEN_ADAMW_NUMBERS + 3];
+    gen_adamw_numbers(a, number);
+    for (int i = 0; i < 4; i++) t[i] = (tensor){.data = data[i], .type = DT_F32, .rank = 1, .dim = {n}, .stride = {1}};
+    for (int i = 0; i < GEN_ADAMW_NUMBERS; i++)
+        t[4 + i] = (tensor){.data = number + i, .type = DT_F32, .rank = 1, .dim = {n}};
+    tensor *out = t + 4 + GEN_ADAMW_NUMBERS;
+    out[0] = t[0], out[1] = t[2], out[2] = t[3];
+    dev_call c = {
+        .op = OP_fused, .kernel = e->p->adamw, .code = e->adamw, .in = t, .out = out, .threads = e->o.threads};
+    c.nin = 4 + GEN_ADAMW_NUMBERS;
+    c.nout = 3;
+    sp_status s = e->o.dev->table[OP_fused](&c);
+    ASSERT(s == SP_OK); /* it has no labels that could be wrong */
+}
+
 void exec_adamw(exec *e, const exec_adamw_options *o) {
     const plan *p = exec_plan(e);
     for (int i = 0; i < p->params.n; i++) {
@@ -99,7 +117,10 @@ void exec_adamw(exec *e, const exec_adamw_options *o) {
         double decay = q->decay_rank || o->decay_all ? o->weight_decay : 0;
         int64_t n = ir_numel(&q->type);
         adamw_params fast = {o->lr, o->beta1, o->beta2, o->eps, decay, (float)o->grad_scale, o->step};
-        if (p->type == DT_F32 && e->o.dev->adamw)
+        void *const data[] = {exec_param(e, i), exec_grad(e, i), exec_moment(e, i, 0), exec_moment(e, i, 1)};
+        if (e->adamw)
+            run_adamw(e, n, data, &fast);
+        else if (p->type == DT_F32 && e->o.dev->adamw)
             e->o.dev->adamw(n, exec_param(e, i), exec_grad(e, i), exec_moment(e, i, 0), exec_moment(e, i, 1), &fast,
                             NULL);
         else if (p->type == DT_F64)

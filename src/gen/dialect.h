@@ -18,8 +18,8 @@ typedef struct gen_dialect {
     /* Around what is done for each column of a row. */
     void (*open_columns)(buf *out);
     void (*close_columns)(buf *out);
-    /* v<i> = operand arg[0]; v<i> = a number, the row's length, or text of expr.def with v<j> in it. row: outside the
-     * columns, one value a row. */
+    /* v<i> = operand arg[0]; v<i> = a number, the row's length, the column's number k_index(c), or text of expr.def
+     * with v<j> in it. row: outside the columns, one value a row. */
     void (*load)(const gen_kernel *k, int i, buf *out);
     void (*value)(const gen_kernel *k, int i, const char *text, buf *out);
     /* A reduction: before the columns, at each column, behind them (where v<i> appears). */

@@ -12,6 +12,7 @@ static const char names[] =
     "#define k_fma vfma\n"
     "#define k_bf16 vbf16\n"
     "#define k_exp vexp\n"
+    "#define k_log vlog\n"
     "#define k_tanh vtanh\n"
     "#define k_erf verf\n"
     "#define k_sigmoid vsigmoid\n"
@@ -20,6 +21,9 @@ static const char names[] =
     "INLINE vf k_max(vf x, vf y) { return vselect((x > y) | (x != x), x, y); }\n"
     "INLINE vf k_min(vf x, vf y) { return vselect((x < y) | (x != x), x, y); }\n"
     "INLINE vf k_relu(vf x) { return vselect((x > 0.f) | (x != x), x, vset(0)); }\n"
+    "INLINE vf k_equal(vf x, vf y) { return vselect(x == y, vset(1), vset(0)); }\n"
+    "INLINE vf k_choose(vf c, vf x, vf y) { return vselect(c != 0.f, x, y); }\n"
+    "INLINE vf k_index(int64_t c) { return __builtin_convertvector(viota() + (int32_t)c, vf); }\n"
     "INLINE vf k_silu_slope(vf x) {\n"
     "    vf s = vsigmoid(x);\n"
     "    return s * vfma(x, 1.f - s, vset(1.f));\n"
@@ -98,7 +102,9 @@ static void load(const gen_kernel *k, int i, buf *out) {
     int x = k->s.data[i].arg[0];
     const char *bf = is_bf16(k->in.data[x].type);
     indent(k, i, out);
-    if (k->in.data[x].step == GEN_STILL)
+    if (k->in.data[x].type == DT_I64)
+        buf_printf(out, "vset((float)*(const int64_t *)x%d);\n", x);
+    else if (k->in.data[x].step == GEN_STILL)
         buf_printf(out, "vset(sget(%s, x%d, 0));\n", bf, x);
     else if (k->in.data[x].step == GEN_UNIT)
         buf_printf(out, "get_part(%s, x%d, c, left, 0);\n", bf, x);

@@ -5,7 +5,7 @@
  */
 #include "gen/kernel.h"
 
-static const char *const kind_name[GEN_KINDS] = {"load", "const", "cols", "", "round", "sum", "max"};
+static const char *const kind_name[GEN_KINDS] = {"load", "const", "cols", "index", "", "round", "sum", "max"};
 
 gen_kernel *gen_new(arena *a) {
     gen_kernel *k = ARENA_NEW(a, gen_kernel);
@@ -23,7 +23,7 @@ static bool same(const gen_stmt *a, const gen_stmt *b) {
 static int add(gen_kernel *k, gen_stmt s) {
     for (int i = 0; i < k->s.n; i++)
         if (same(&k->s.data[i], &s)) return i;
-    s.row = s.kind != GEN_LOAD || k->in.data[s.arg[0]].step == GEN_STILL;
+    s.row = s.kind == GEN_LOAD ? k->in.data[s.arg[0]].step == GEN_STILL : s.kind != GEN_INDEX;
     for (int i = 0; s.kind != GEN_LOAD && i < s.nargs; i++) {
         const gen_stmt *x = &k->s.data[s.arg[i]];
         s.row &= x->row;
@@ -42,6 +42,7 @@ int gen_load(gen_kernel *k, int operand) {
 }
 int gen_const(gen_kernel *k, double v) { return add(k, (gen_stmt){.kind = GEN_CONST, .value = v}); }
 int gen_cols(gen_kernel *k) { return add(k, (gen_stmt){.kind = GEN_COLS}); }
+int gen_index(gen_kernel *k) { return add(k, (gen_stmt){.kind = GEN_INDEX}); }
 int gen_op1(gen_kernel *k, ir_op op, int x) {
     return add(k, (gen_stmt){.kind = GEN_OP, .op = op, .nargs = 1, .arg = {x}});
 }
@@ -83,6 +84,7 @@ void gen_finish(gen_kernel *k) {
     for (int i = 0; i < k->s.n; i++)
         if (k->s.data[i].level > k->levels) k->levels = k->s.data[i].level;
     for (int i = 0; i < k->out.n; i++) k->columns += k->out.data[i].store >= GEN_COLUMNS;
+    for (int i = 0; i < k->in.n; i++) k->labels |= k->in.data[i].labels;
     k->whole_rows = k->levels > 0 || k->columns > 0;
     buf text = {0};
     gen_print(k, &text);
@@ -112,6 +114,7 @@ void gen_print(const gen_kernel *k, buf *out) {
         if (s->kind == GEN_LOAD) {
             const gen_operand *x = &k->in.data[s->arg[0]];
             buf_printf(out, " %d %s%s", s->arg[0], dtype_name(x->type), step[x->step]);
+            if (x->labels) buf_printf(out, " labels, or %lld", (long long)x->ignore);
         }
         if (s->kind == GEN_ROUND) buf_printf(out, " %s", dtype_name(s->type));
         if (s->kind == GEN_CONST) buf_printf(out, " %.17g", s->value);

@@ -25,6 +25,7 @@
 #ifndef AUTOSP_GEN_KERNEL_H
 #define AUTOSP_GEN_KERNEL_H
 
+#include "device/adamw.h"
 #include "device/tensor.h"
 #include "gen/args.h"
 #include "ir/ir.h"
@@ -33,6 +34,7 @@ typedef enum gen_kind {
     GEN_LOAD,  /* arg[0]: which operand */
     GEN_CONST, /* value */
     GEN_COLS,  /* the length of a row */
+    GEN_INDEX, /* the column's number, from 0: exact below 2^24 */
     GEN_OP,    /* op of arg[0..]: a row of expr.def */
     GEN_ROUND, /* arg[0] as `type` would hold it: where ops end, what memory would do to it */
     GEN_SUM,   /* of arg[0] along the row */
@@ -60,9 +62,13 @@ typedef enum gen_store {
     GEN_COLUMNS_ADD
 } gen_store;
 
+/* Integers (i64) are rows' values and become numbers: exact below 2^24. Labels are columns' numbers, or `ignore`: the
+ * device checks them before the kernel runs. */
 typedef struct gen_operand {
     dtype type;
     gen_step step;
+    bool labels;
+    int64_t ignore;
 } gen_operand;
 
 typedef struct gen_result {
@@ -82,6 +88,7 @@ typedef struct gen_kernel {
     VEC(gen_result) out;
     int levels;       /* reductions one after the other: passes - 1 */
     int columns;      /* how many results are column sums */
+    bool labels;      /* an operand is labels, to be checked */
     bool whole_rows;  /* a row may not be cut: it is reduced */
     uint64_t hash;    /* of its text: equal kernels are compiled once */
     const char *name; /* the ops in it, for people: add+rmsnorm */
@@ -92,6 +99,7 @@ gen_kernel *gen_new(arena *a);
 int gen_load(gen_kernel *k, int operand);
 int gen_const(gen_kernel *k, double v);
 int gen_cols(gen_kernel *k);
+int gen_index(gen_kernel *k);
 int gen_round(gen_kernel *k, int x, dtype t);
 int gen_reduce(gen_kernel *k, gen_kind kind, int x);
 int gen_op1(gen_kernel *k, ir_op op, int x);
@@ -120,6 +128,12 @@ bool gen_reduces(ir_op op);
 void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *in, const dtype *type, int *value);
 /* Has it the same bits from its ordinary kernel? Then it need not be a kernel of its own. */
 bool gen_exact(ir_op op);
+
+/* optimizer.c: one AdamW step (torch.optim.AdamW) on f32: operands p, g, m, v, and GEN_ADAMW_NUMBERS numbers that
+ * gen_adamw_numbers computes; results p, m, v, each in its operand's place. */
+enum { GEN_ADAMW_NUMBERS = 9 };
+gen_kernel *gen_adamw(arena *a);
+void gen_adamw_numbers(const adamw_params *p, float *number);
 
 /* source.c: the kernels as one file of C; for `autosp dump --kernels` and the compiler. */
 void gen_source(gen_kernel *const *k, int n, buf *out);

@@ -17,6 +17,10 @@ gen_role gen_role_of(ir_op op, const ir_node *n, int rank, int i) {
         return i == 1 || i == 2 ? GEN_COLUMN : i >= 4 ? GEN_ROW : GEN_ELEMENTS;
     case OP_layernorm_grad: /* x, w, mean, rstd, dy -> dx, dw, db */
         return i == 1 || i >= 6 ? GEN_COLUMN : i == 2 || i == 3 ? GEN_ROW : GEN_ELEMENTS;
+    case OP_xent: /* logits, labels -> loss, lse */
+        return i == 0 ? GEN_ELEMENTS : GEN_ROW;
+    case OP_xent_grad: /* logits, labels, lse, dloss -> dlogits */
+        return i == 0 || i == 4 ? GEN_ELEMENTS : GEN_ROW;
     case OP_sum:
         if (i == 0) return GEN_ELEMENTS;
         ir_dims(n, "dims", &dims);
@@ -34,11 +38,23 @@ bool gen_reduces(ir_op op) {
     case OP_layernorm_grad:
     case OP_softmax:
     case OP_softmax_grad:
+    case OP_xent:
+    case OP_xent_grad:
     case OP_sum:
         return true;
     default:
         return false;
     }
+}
+
+static bool takes_labels(ir_op op) { return op == OP_xent || op == OP_xent_grad; }
+
+/* Labels, and ignore_index, are columns' numbers: exact as f32. */
+static bool can_label(const ir_node *n, const tensor *logits, const tensor *labels) {
+    enum { EXACT = 1 << 24 };
+    int64_t ignore = ir_int(n, "ignore", -100);
+    return logits->rank > 1 && logits->dim[logits->rank - 1] <= EXACT && ignore > -EXACT && ignore < EXACT &&
+           labels->type == DT_I64;
 }
 
 /* Sums along the row, or over all rows (dimensions of one need not be named); other sums are left to their kernel. */
@@ -56,8 +72,12 @@ static bool can_sum(const ir_node *n, const tensor *x) {
 
 bool gen_can(ir_op op, const ir_node *n, int nin, int nout, const tensor *const *t) {
     for (int i = 0; i < nin + nout; i++)
-        if (t[i]->type != DT_F32 && t[i]->type != DT_BF16 && t[i]->type != DT_F64) return false;
+        if (t[i]->type != DT_F32 && t[i]->type != DT_BF16 && t[i]->type != DT_F64 && !(takes_labels(op) && i == 1))
+            return false;
     switch (op) {
+    case OP_xent:
+    case OP_xent_grad:
+        return can_label(n, t[0], t[1]);
     case OP_copy:
     case OP_cast:
     case OP_accum:
@@ -163,6 +183,28 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
     case OP_softmax_grad: /* (y, dy): y (dy - <y, dy>) */
         value[0] = mul(k, in[0], sub(k, in[1], gen_reduce(k, GEN_SUM, mul(k, in[0], in[1]))));
         break;
+    case OP_xent: { /* the label's logit as a sum of one element: the others are 0 */
+        int ignore = gen_const(k, (double)ir_int(n, "ignore", -100)), zero = gen_const(k, 0);
+        int top = gen_op2(k, OP_max, gen_reduce(k, GEN_MAX, in[0]), gen_const(k, -3e38));
+        int here = gen_op2(k, OP_eq, gen_index(k), in[1]);
+        int logit = gen_reduce(k, GEN_SUM, gen_op3(k, OP_select, here, in[0], zero));
+        int total = gen_op1(k, OP_log, gen_reduce(k, GEN_SUM, gen_op1(k, OP_exp, sub(k, in[0], top))));
+        /* top - logit first: it is exact near the maximum, and the logarithm is then not lost in it */
+        int loss = gen_op2(k, OP_add, sub(k, top, logit), total);
+        value[0] = gen_op3(k, OP_select, gen_op2(k, OP_eq, in[1], ignore), zero, loss);
+        value[1] = gen_op2(k, OP_add, top, total);
+        gen_operand *labels = &k->in.data[k->s.data[in[1]].arg[0]];
+        labels->labels = true;
+        labels->ignore = ir_int(n, "ignore", -100);
+        nout = 2;
+        break;
+    }
+    case OP_xent_grad: { /* (softmax - one hot) dloss; labels were checked by the forward */
+        int ignored = gen_op2(k, OP_eq, in[1], gen_const(k, (double)ir_int(n, "ignore", -100)));
+        int here = gen_op2(k, OP_eq, gen_index(k), in[1]), p = gen_op1(k, OP_exp, sub(k, in[0], in[2]));
+        value[0] = gen_op3(k, OP_select, ignored, gen_const(k, 0), mul(k, sub(k, p, here), in[3]));
+        break;
+    }
     case OP_sum:
         value[0] = gen_role_of(op, n, rank, 1) == GEN_COLUMN ? in[0] : gen_reduce(k, GEN_SUM, in[0]);
         break;

@@ -53,6 +53,9 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, buf *out
     case GEN_COLS:
         buf_printf(&text, "k_number((float)a->cols)");
         break;
+    case GEN_INDEX:
+        buf_printf(&text, "k_index(c)");
+        break;
     case GEN_SUM:
     case GEN_MAX:
     case GEN_KINDS:

@@ -656,6 +656,7 @@ sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) {
         if (o->fuse) plan_fuse(p, b.prog, o);
         plan_in_place(p, b.prog);
     }
+    if (o->fuse && o->optimizer && p->type == DT_F32) p->adamw = gen_adamw(p->a);
     TRY(plan_layout(p, o));
     buf text = {0};
     plan_print(p, &text);

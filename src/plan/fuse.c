@@ -452,7 +452,7 @@ static void statements(draft *d) {
     gen_kernel *k = d->k;
     int(*value)[IR_MAX_OUT] = arena_alloc(f->a, sizeof *value * (size_t)(d->g->member.n + 1)), results = 0, made = 0;
     for (int i = 0; i < d->in.n; i++)
-        vec_push(k->a, &k->in, ((gen_operand){d->in.data[i].t.type, step_of(&d->in.data[i])}));
+        vec_push(k->a, &k->in, ((gen_operand){.type = d->in.data[i].t.type, .step = step_of(&d->in.data[i])}));
     for (int i = 0; i < d->g->member.n; i++) {
         const plan_instr *x = instr(f, d->g->member.data[i]);
         int in[IR_MAX_OUT];

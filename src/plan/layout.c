@@ -186,6 +186,7 @@ int plan_kernels(const plan *p, arena *a, gen_kernel ***out) {
         for (int j = 0; j < list.n && !seen; j++) seen = list.data[j]->hash == p->kernels.data[i]->hash;
         if (!seen) vec_push(a, &list, p->kernels.data[i]);
     }
+    if (p->adamw) vec_push(a, &list, p->adamw);
     *out = list.data;
     return list.n;
 }

@@ -121,6 +121,7 @@ typedef struct plan {
     VEC(plan_tensor) const_at; /* where const and fill data go, beside const_node */
     VEC(const ir_node *) const_node;
     VEC(gen_kernel *) kernels; /* of all OP_fused instructions */
+    gen_kernel *adamw;         /* the optimizer's step; NULL: it is not generated */
     plan_program program[PROG_COUNT_OF];
     plan_memory memory;
     uint64_t hash; /* of the plan's text; ranks compare it before the first collective */

@@ -120,7 +120,13 @@ static int random_value(gen_kernel *k, const int *value, int n, uint64_t *seed) 
     static const ir_op two[] = {OP_add,   OP_sub, OP_max, OP_min, OP_silu_grad, OP_gelu_grad, OP_gelu_tanh_grad,
                                 OP_swiglu};
     int x = value[pick(seed, n)], y = value[pick(seed, n)];
-    switch (pick(seed, 6)) {
+    switch (pick(seed, 8)) {
+    case 6: /* an element of each row, picked by a column's number */
+        return gen_reduce(
+            k, GEN_SUM,
+            gen_op3(k, OP_select, gen_op2(k, OP_eq, gen_index(k), gen_const(k, pick(seed, 40))), x, gen_const(k, 0)));
+    case 7:
+        return gen_op1(k, OP_log, gen_op2(k, OP_add, gen_const(k, 0.25), gen_op1(k, OP_abs, x)));
     case 0:
     case 1:
         return gen_op1(k, one[pick(seed, 9)], x);
@@ -148,7 +154,7 @@ static sample random_sample(arena *a, uint64_t *seed, bool bf16) {
         gen_step step = s.dim[s.outer] == 1 ? GEN_STILL : i == 0 ? GEN_UNIT : (gen_step)pick(seed, 3);
         dtype type = bf16 && pick(seed, 2) ? DT_BF16 : DT_F32;
         s.in[i] = shaped(&s, type, step, i > 0 && pick(seed, 4) == 0, seed);
-        vec_push(a, &s.k->in, ((gen_operand){type, step}));
+        vec_push(a, &s.k->in, ((gen_operand){.type = type, .step = step}));
         value[n++] = gen_load(s.k, i);
     }
     for (int i = 0; i < 3 + pick(seed, 12); i++, n++) value[n] = random_value(s.k, value, n, seed);
@@ -265,7 +271,7 @@ enum { ROWS = 37, COLS = 100 };
 static gen_kernel *kernel_of(arena *a, int nin) {
     gen_kernel *k = gen_new(a);
     for (int i = 0; i < nin; i++) {
-        vec_push(a, &k->in, ((gen_operand){DT_F32, GEN_UNIT}));
+        vec_push(a, &k->in, ((gen_operand){.type = DT_F32, .step = GEN_UNIT}));
         (void)gen_load(k, i);
     }
     return k;
@@ -309,8 +315,8 @@ static void grouping_keeps_bits(void **state) {
             gives(a, k[i], r, GEN_STILL);
         }
         if (i == 3) {
-            vec_push(a, &k[i]->in, ((gen_operand){DT_F32, GEN_UNIT}));
-            vec_push(a, &k[i]->in, ((gen_operand){DT_F32, GEN_STILL}));
+            vec_push(a, &k[i]->in, ((gen_operand){.type = DT_F32, .step = GEN_UNIT}));
+            vec_push(a, &k[i]->in, ((gen_operand){.type = DT_F32, .step = GEN_STILL}));
             s = gen_load(k[i], 0);
             r = gen_load(k[i], 1);
         }
@@ -334,12 +340,121 @@ static void grouping_keeps_bits(void **state) {
     arena_free(a);
 }
 
+/* ---- cross-entropy and AdamW ------------------------------------------------------------------------ */
+
+enum { TOKENS = 5, CLASSES = 1003, IGNORE = -7 };
+
+/* Cross-entropy and its gradient in one kernel; the loss, lse and dlogits of labels. */
+static sp_status run_xent(const gen_kernel *k, gen_fn *code, float *logits, int64_t *labels, float *scale, float *loss,
+                          float *lse, float *grad) {
+    tensor t[6] = {{.data = logits, .type = DT_F32, .stride = {CLASSES, 1}},
+                   {.data = labels, .type = DT_I64, .stride = {1}},
+                   {.data = scale, .type = DT_F32},
+                   {.data = loss, .type = DT_F32, .stride = {1}},
+                   {.data = lse, .type = DT_F32, .stride = {1}},
+                   {.data = grad, .type = DT_F32, .stride = {CLASSES, 1}}};
+    for (int i = 0; i < 6; i++) {
+        t[i].rank = 2;
+        t[i].dim[0] = TOKENS;
+        t[i].dim[1] = CLASSES;
+    }
+    dev_call c = {.op = OP_fused, .kernel = k, .code = code, .nin = 3, .nout = 3, .in = t, .out = t + 3};
+    return device_cpu.table[OP_fused](&c);
+}
+
+static void cross_entropy(void **state) {
+    (void)state;
+    if (!gen_compiler()) skip();
+    static float logits[TOKENS * CLASSES], grad[TOKENS * CLASSES], loss[TOKENS], lse[TOKENS], scale = 0.5f;
+    int64_t labels[TOKENS] = {0, CLASSES - 1, IGNORE, 517, 16};
+    uint64_t seed = 4;
+    for (int i = 0; i < TOKENS * CLASSES; i++) logits[i] = (float)(3 * rng_normal(&seed));
+    for (int i = 0; i < CLASSES; i++) logits[4 * CLASSES + i] -= 1e4f; /* far from 0: shifted by the maximum */
+    arena *a = arena_new();
+    gen_kernel *k = gen_new(a);
+    ir_attr ignore[] = {A_I("ignore", IGNORE)};
+    const ir_node n = {.op = OP_xent, .attr = ignore, .nattr = 1};
+    const dtype f32[4] = {DT_F32, DT_F32, DT_F32, DT_F32};
+    vec_push(a, &k->in, ((gen_operand){.type = DT_F32, .step = GEN_UNIT}));
+    vec_push(a, &k->in, ((gen_operand){.type = DT_I64, .step = GEN_STILL}));
+    vec_push(a, &k->in, ((gen_operand){.type = DT_F32, .step = GEN_STILL}));
+    int in[4] = {gen_load(k, 0), gen_load(k, 1)}, value[2], dx[1];
+    gen_member(k, OP_xent, &n, 2, in, f32, value);
+    in[2] = value[1];
+    in[3] = gen_load(k, 2);
+    gen_member(k, OP_xent_grad, &n, 2, in, f32, dx);
+    gives(a, k, value[0], GEN_STILL);
+    gives(a, k, value[1], GEN_STILL);
+    gives(a, k, dx[0], GEN_UNIT);
+    gen_finish(k);
+    gen_fn *fn;
+    if (gen_library(&k, 1, &fn) != SP_OK) fail_msg("%s", err_text());
+    assert_int_equal(run_xent(k, fn, logits, labels, &scale, loss, lse, grad), SP_OK);
+    for (int r = 0; r < TOKENS; r++) {
+        const float *x = logits + r * CLASSES;
+        double top = -INFINITY, total = 0;
+        for (int c = 0; c < CLASSES; c++) top = fmax(top, (double)x[c]);
+        for (int c = 0; c < CLASSES; c++) total += exp((double)x[c] - top);
+        bool ignored = labels[r] == IGNORE;
+        double want = ignored ? 0 : top + log(total) - (double)x[labels[r]];
+        assert_true(fabs((double)loss[r] - want) <= 1e-5);
+        assert_true(fabs((double)lse[r] - top - log(total)) <= 1e-3 &&
+                    (r == 4 || fabs(lse[r] - top - log(total)) < 1e-5));
+        for (int c = 0; c < CLASSES; c++) {
+            double g = ignored ? 0 : 0.5 * (exp((double)x[c] - (double)lse[r]) - (c == labels[r]));
+            assert_true(fabs((double)grad[r * CLASSES + c] - g) <= 1e-6);
+        }
+    }
+    labels[3] = CLASSES;
+    assert_int_equal(run_xent(k, fn, logits, labels, &scale, loss, lse, grad), SP_FAIL);
+    assert_non_null(strstr(err_text(), "row 3 is 1003, but logits have 1003 classes"));
+    arena_free(a);
+}
+
+/* Three steps of 1000 parameters against the formulas in f64. */
+static void adamw(void **state) {
+    (void)state;
+    enum { N = 1000 };
+    if (!gen_compiler()) skip();
+    static float x[4][N];
+    static double p[N], m[N], v[N];
+    uint64_t seed = 5;
+    arena *a = arena_new();
+    gen_kernel *k = gen_adamw(a);
+    gen_fn *fn;
+    if (gen_library(&k, 1, &fn) != SP_OK) fail_msg("%s", err_text());
+    for (int i = 0; i < N; i++) p[i] = (double)(x[0][i] = (float)rng_normal(&seed));
+    for (int step = 1; step <= 3; step++) {
+        adamw_params o = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.5f, step};
+        float number[GEN_ADAMW_NUMBERS];
+        tensor t[16];
+        gen_adamw_numbers(&o, number);
+        for (int i = 0; i < N; i++) x[1][i] = (float)rng_normal(&seed);
+        for (int i = 0; i < 16; i++) {
+            static const int place[] = {0, 2, 3};
+            bool big = i < 4 || i >= 13;
+            float *at = i < 4 ? x[i] : i >= 13 ? x[place[i - 13]] : number + i - 4;
+            t[i] = (tensor){.data = at, .type = DT_F32, .rank = 1, .dim = {N}, .stride = {big}};
+        }
+        dev_call c = {.op = OP_fused, .kernel = k, .code = fn, .nin = 13, .nout = 3, .in = t, .out = t + 13};
+        assert_int_equal(device_cpu.table[OP_fused](&c), SP_OK);
+        for (int i = 0; i < N; i++) {
+            double g = 0.5 * (double)x[1][i];
+            m[i] = 0.9 * m[i] + 0.1 * g;
+            v[i] = 0.95 * v[i] + 0.05 * g * g;
+            p[i] *= 1 - 1e-3;
+            p[i] -= 1e-2 * (m[i] / (1 - pow(0.9, step))) / (sqrt(v[i] / (1 - pow(0.95, step))) + 1e-8);
+            assert_true(fabs((double)x[0][i] - p[i]) <= 1e-6);
+            assert_true(fabs((double)x[3][i] - v[i]) <= 1e-6 * (1 + v[i]));
+        }
+    }
+    arena_free(a);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(grouping_keeps_bits),
-        cmocka_unit_test(plans),
-        cmocka_unit_test(random_f32),
-        cmocka_unit_test(random_bf16),
+        cmocka_unit_test(cross_entropy), cmocka_unit_test(adamw),      cmocka_unit_test(grouping_keeps_bits),
+        cmocka_unit_test(plans),         cmocka_unit_test(random_f32), cmocka_unit_test(random_bf16),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

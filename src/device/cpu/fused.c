@@ -69,6 +69,7 @@ static void run_columns(const dev_call *c, const gen_args *a, int64_t rows) {
 
 sp_status cpu_fused(dev_call *c) {
     if (!c->code) return ref_fused(c);
+    TRY(ref_fused_check(c));
     const gen_args a = args_of(c);
     const int64_t rows = row_count(c), pieces = c->kernel->whole_rows ? 1 : ceil_div(a.cols, ELEM_CHUNK);
     if (c->kernel->columns) {

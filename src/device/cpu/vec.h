@@ -281,6 +281,22 @@ INLINE vf vexp(vf x) {
     p = vfma(p * r, r, r) + 1.f;
     return vscale2(p, n);
 }
+/* log x, 1-2 ulp: x = m 2^n with m in [sqrt(1/2), sqrt(2)), log m = 2 atanh(s), s = (m - 1) / (m + 1), by its series.
+ */
+INLINE vf vlog(vf x) {
+    vi tiny = x < 1.17549435e-38f; /* subnormal */
+    vi u = (vi)vselect(tiny, x * 8388608.f, x), e = (u - 0x3f3504f3) >> 23;
+    vf m = (vf)(u - (e << 23)), n = __builtin_convertvector(e, vf) - vselect(tiny, vset(23.f), vset(0));
+    vf s = (m - 1.f) / (m + 1.f), z = s * s;
+    vf p = vfma(z, vset(2.f / 9), vset(2.f / 7));
+    p = vfma(p, z, vset(2.f / 5));
+    p = vfma(p, z, vset(2.f / 3));
+    vf r = vfma(p * z, s, s + s);
+    r = vfma(n, vset(1.42860682e-06f), r);
+    r = vfma(n, vset(0.693145752f), r); /* 16 bits: the product is exact */
+    r = vselect(x > 0.f, r, vselect(x == 0.f, vset(-INFINITY), vset(NAN)));
+    return vselect(x == INFINITY, x, r);
+}
 INLINE vf vsigmoid(vf x) { return 1.f / (1.f + vexp(-x)); }
 INLINE vf vtanh(vf x) {
     vf z = x * x;

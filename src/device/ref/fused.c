@@ -11,6 +11,7 @@ enum { PIECE = 512 };
 typedef struct frame {
     const dev_call *c;
     int64_t cols;  /* of this piece */
+    int64_t start; /* its first column */
     int64_t *at;   /* by tensor: where it starts, in elements */
     double *value; /* by statement, by column */
     double *sum;   /* by column sum, by column */
@@ -40,6 +41,8 @@ static double evaluate(const frame *f, const gen_stmt *s, int64_t col) {
         return s->value;
     case GEN_COLS:
         return (double)f->c->out[0].dim[f->c->out[0].rank - 1];
+    case GEN_INDEX:
+        return (double)(f->start + col);
     case GEN_OP:
         return ref_eval(s->op, s->nargs, x);
     case GEN_ROUND:
@@ -103,7 +106,32 @@ int64_t ref_fused_scratch(const dev_call *c) {
     return (c->kernel->s.n + c->kernel->columns) * piece(c) * (int64_t)sizeof(double);
 }
 
+sp_status ref_fused_check(const dev_call *c) {
+    const int outer = c->out[0].rank - 1;
+    const int64_t *dim = c->out[0].dim;
+    int64_t rows = 1;
+    for (int d = 0; d < outer; d++) rows *= dim[d];
+    for (int i = 0; i < c->nin && c->kernel->labels; i++) {
+        const gen_operand *x = &c->kernel->in.data[i];
+        for (int64_t r = 0; r < rows && x->labels; r++) {
+            int64_t at = 0, rest = r;
+            for (int d = outer - 1; d >= 0; d--) {
+                at += rest % dim[d] * c->in[i].stride[d];
+                rest /= dim[d];
+            }
+            int64_t label = ((const int64_t *)c->in[i].data)[at];
+            CHECK(
+                label == x->ignore || (label >= 0 && label < dim[outer]),
+                "cross-entropy: the label of row %lld is %lld, but logits have %lld classes and ignore_index is %lld; "
+                "check the data's vocabulary",
+                (long long)r, (long long)label, (long long)dim[outer], (long long)x->ignore);
+        }
+    }
+    return SP_OK;
+}
+
 sp_status ref_fused(dev_call *c) {
+    TRY(ref_fused_check(c));
     const tensor *space = &c->out[0];
     int outer = space->rank - 1;
     int64_t cols = space->dim[outer], rows = 1, at[GEN_MAX_TENSORS];
@@ -115,6 +143,7 @@ sp_status ref_fused(dev_call *c) {
         for (int64_t start = 0; start < cols; start += f.cols) {
             int64_t rest = r;
             f.cols = min64(piece(c), cols - start);
+            f.start = start;
             for (int i = 0; i < c->nin + c->nout; i++)
                 at[i] = start * (i < c->nin ? &c->in[i] : &c->out[i - c->nin])->stride[outer];
             for (int d = outer - 1; d >= 0; d--) {

@@ -79,6 +79,8 @@ double ref_eval(ir_op op, int nargs, const double *x);
 
 /* fused.c: ref_fused interprets c->kernel; its memory is c->state, of ref_fused_scratch bytes. ref.c: takes it. */
 int64_t ref_fused_scratch(const dev_call *c);
+/* SP_FAIL names the first label of the kernel's operands that is none. */
+sp_status ref_fused_check(const dev_call *c);
 sp_status ref_fused_prepare(dev_call *c);
 
 #define OP(name, nin, nout, flags, shape, rule, grad, kern) dev_fn ref_##kern;
