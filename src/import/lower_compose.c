@@ -157,15 +157,14 @@ static void nan_to_num(lower *L, const lo_row *row) {
     lo_return(L, 0, lo_select(L, num(L, OP_eq, x, -INFINITY), constant(L, x, lo_float(L, "neginf", -most)), y));
 }
 
-/* prelu(self, weight): one weight, or one for each index of dimension 1 */
+/* prelu(self, weight): one weight, or one for each index of dimension 1. _prelu_kernel: a weight that broadcasts */
 static void prelu(lower *L, const lo_row *row) {
-    (void)row;
     ir_val x = lo_tensor(L, "self"), w = lo_tensor(L, "weight");
     const ir_type t = *lo_type(L, x), tw = *lo_type(L, w);
     ir_dim size[IR_MAX_RANK];
-    for (int d = 0; d < t.rank; d++) size[d] = d == 1 && tw.dim[0] != 1 ? tw.dim[0] : 1;
-    if (L->failed || tw.rank > 1) return lo_fail(L, "prelu with weights of rank %d", tw.rank);
-    w = lo_reshape(L, w, t.rank, size);
+    for (int d = 0; d < t.rank; d++) size[d] = d == 1 && tw.rank && tw.dim[0] != 1 ? tw.dim[0] : 1;
+    if (L->failed || (tw.rank > 1 && !row->arg)) return lo_fail(L, "prelu with weights of rank %d", tw.rank);
+    if (!row->arg) w = lo_reshape(L, w, t.rank, size);
     lo_return(L, 0, lo_select(L, num(L, OP_gt, x, 0), x, two(L, OP_mul, x, w)));
 }
 
@@ -461,7 +460,7 @@ const lo_row lower_compose[] = {
     {"aten.isfinite.default", activation, ISFINITE, 0},
     {"aten.nan_to_num.default", nan_to_num, 0, 0},
     {"aten.prelu.default", prelu, 0, 0},
-    {"aten._prelu_kernel.default", prelu, 0, 0},
+    {"aten._prelu_kernel.default", prelu, 1, 0},
     {"aten.glu.default", glu, 0, 0},
     {"aten.var.dim", variance, 0, 0},
     {"aten.var.correction", variance, 0, 0},

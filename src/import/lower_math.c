@@ -46,7 +46,22 @@ static void divide(lower *L, const lo_row *row) {
     bool floor = !strcmp(mode, "floor");
     if (*mode && !floor) return lo_fail(L, "division with rounding mode %.20s", mode);
     if (!floor && !dtype_is_float(t)) t = DT_F32;
-    lo_return(L, 0, lo_binary(L, floor ? OP_floordiv : OP_div, lo_as_tensor(L, &o[0], t), lo_as_tensor(L, &o[1], t)));
+    ir_val x = lo_as_tensor(L, &o[0], t), y = lo_as_tensor(L, &o[1], t);
+    if (floor && !row->arg)
+        x = lo_stop_grad(L, x), y = lo_stop_grad(L, y); /* floor_divide: PyTorch fails, and so do we */
+    lo_return(L, 0, lo_binary(L, floor ? OP_floordiv : OP_div, x, y));
+}
+
+/* x mod y with the sign of y; through floats d/dx is 1 and d/dy is -floor(x / y) */
+static void remainder_of(lower *L, const lo_row *row) {
+    (void)row;
+    lo_operand o[2];
+    dtype t;
+    if (!operands(L, o, &t, "other")) return;
+    ir_val x = lo_as_tensor(L, &o[0], t), y = lo_as_tensor(L, &o[1], t);
+    if (!lo_needs_grad(L, x) && !lo_needs_grad(L, y)) return lo_return(L, 0, lo_binary(L, OP_mod, x, y));
+    ir_val times = lo_binary(L, OP_floordiv, lo_stop_grad(L, x), lo_stop_grad(L, y));
+    lo_return(L, 0, lo_binary(L, OP_sub, x, lo_binary(L, OP_mul, times, y)));
 }
 
 static void compare(lower *L, const lo_row *row) {
@@ -589,8 +604,8 @@ const lo_row lower_math[] = {
     {"aten.true_divide.Tensor", divide, 0, 0},
     {"aten.floor_divide.default", divide, 1, 0},
     {"aten.floor_divide.Scalar", divide, 1, 0},
-    {"aten.remainder.Scalar", arithmetic, OP_mod, 0},
-    {"aten.remainder.Tensor", arithmetic, OP_mod, 0},
+    {"aten.remainder.Scalar", remainder_of, 0, 0},
+    {"aten.remainder.Tensor", remainder_of, 0, 0},
     {"aten.maximum.default", arithmetic, OP_max, 0},
     {"aten.minimum.default", arithmetic, OP_min, 0},
     {"aten.pow.Tensor_Scalar", power, 0, 0},

@@ -144,7 +144,8 @@ static void attention(lower *L, const lo_row *row) {
     }
     ir_val o = lo_emit(L, OP_attention, in, nin, attr, n, NULL);
     lo_return(L, 0, lo_swap(L, o, 1, 2));
-    if (L->n->n_out > 1 && !L->failed) lo_return(L, 1, o + 1);
+    /* the efficient kernel's log-sum-exp has rows for the kernel's blocks; nothing forward reads it */
+    if (L->n->n_out > 1 && !L->failed && !strstr(L->n->target, "_efficient_")) lo_return(L, 1, o + 1);
 }
 
 /* ---- losses ----------------------------------------------------------------------------------------------- */

@@ -151,8 +151,15 @@ static void squeeze(lower *L, const lo_row *row) {
 static void transpose(lower *L, const lo_row *row) {
     ir_val x = lo_tensor(L, "self");
     int rank = lo_type(L, x)->rank, a, b;
+    if (row->arg == 2) { /* x.T: all dimensions the other way round */
+        int perm[IR_MAX_RANK];
+        for (int d = 0; d < rank; d++) perm[d] = rank - 1 - d;
+        return lo_return(L, 0, lo_permute(L, x, perm));
+    }
     if (row->arg == 0) {
-        a = lo_axis(L, lo_int(L, "dim0", 0), rank), b = lo_axis(L, lo_int(L, "dim1", 0), rank);
+        bool axes = lo_arg(L, "axis0") != NULL; /* swapaxes */
+        a = lo_axis(L, lo_int(L, axes ? "axis0" : "dim0", 0), rank);
+        b = lo_axis(L, lo_int(L, axes ? "axis1" : "dim1", 0), rank);
     } else { /* t, mT: the last two */
         a = rank >= 2 ? rank - 2 : 0, b = rank >= 2 ? rank - 1 : 0;
     }
@@ -340,7 +347,7 @@ static void split(lower *L, const lo_row *row) {
     if (L->failed || t.rank == 0) return lo_fail(L, "it splits a scalar");
     if (row->arg == 1) {
         ir_dim size[MAX_PARTS], at = 0;
-        n = lo_sizes(L, "split_sizes", MAX_PARTS, size);
+        n = lo_sizes(L, lo_arg(L, "split_sizes") ? "split_sizes" : "split_size", MAX_PARTS, size);
         for (int i = 0; i < n; i++) {
             ir_dim end = dim_add(L->g, at, size[i]);
             parts[i] = lo_slice(L, x, d, at, end, 1);
@@ -450,7 +457,7 @@ const lo_row lower_views[] = {
     {"aten.transpose.int", transpose, 0, ROW_VIEW},
     {"aten.swapaxes.default", transpose, 0, ROW_VIEW},
     {"aten.t.default", transpose, 1, ROW_VIEW},
-    {"aten.numpy_T.default", transpose, 1, ROW_VIEW},
+    {"aten.numpy_T.default", transpose, 2, ROW_VIEW},
     {"aten.mT.default", transpose, 1, ROW_VIEW},
     {"aten.permute.default", permute, 0, ROW_VIEW},
     {"aten.expand.default", expand, 0, ROW_VIEW},

@@ -133,7 +133,7 @@ case("_scaled_dot_product_flash_attention_for_cpu.default", lambda op, q, k, v: 
 def efficient(op, q, k, v):
     """PyTorch has it on CUDA only."""
     if torch.compiler.is_exporting():
-        return op(q, k, v, None, False, 0.0, True)[0]
+        return op(q, k, v, None, True, 0.0, True)[0]
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
@@ -155,7 +155,8 @@ case("squeeze.dim", lambda op, x: op(x, 1), x=((3, 1, 2), "any"))
 case("squeeze.dims", lambda op, x: op(x, [0, 2]), x=((1, 3, 1, 2), "any"))
 case("squeeze.default", x=((1, 3, 1, 2), "any"))
 case("transpose.int swapaxes.default", lambda op, x: op(x, 0, 2), x=CUBE)
-case("t.default numpy_T.default mT.default")
+case("t.default mT.default")
+case("numpy_T.default", x=CUBE)
 case("permute.default", lambda op, x: op(x, [2, 0, 1]), x=CUBE)
 case("movedim.int", lambda op, x: op(x, 0, 2), x=CUBE)
 case("movedim.intlist", lambda op, x: op(x, [0, 1], [2, 0]), x=CUBE)

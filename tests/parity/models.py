@@ -29,6 +29,7 @@ class Case:
     inputs: tuple = ()          # beyond input_ids and labels: position_ids, document_ids
     config: object = None       # of a Hugging Face model
     max_seq: int = None         # where the module has a table of positions
+    chosen: bool = False        # the module chose its parameters' values; else they are drawn
     padded: bool = False        # token 0 is padding: at the end of row 0, at the start of the others
 
 
@@ -585,7 +586,7 @@ PLAIN = {
     "strided": lambda: Case(Masked(strided), max_seq=127),
     "lora": lambda: Case(Lora()),
     "operators": lambda: Case(Operators(VOCAB)),
-    "each-operator": lambda: Case(EachOperator(VOCAB)),
+    "each-operator": lambda: Case(EachOperator(VOCAB), chosen=True),
 }
 
 if importlib.util.find_spec("peft"):
@@ -611,7 +612,8 @@ def randomise(module, seed=20):
 def build(name, seed=20):
     torch.manual_seed(seed)
     case = FAMILIES[name]()
-    randomise(case.module, seed)
+    if not case.chosen:
+        randomise(case.module, seed)
     return case
 
 
