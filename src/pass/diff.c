@@ -204,11 +204,8 @@ static sp_status backward(differ *d, int i) {
         any_in |= need[k];
     }
     if (!any_out || !any_in || n.op == OP_stop_grad) return SP_OK;
-    /* The gradient of a bent function need not take partial sums (it selects): what is whole on every rank and bent, as
-     * relu of a parameter, gets its cotangent summed first. */
-    if (!(op_table[n.op].flags & (F_LIN0 | F_LIN1 | F_LINALL | F_COLL)))
-        for (int k = 0; k < n.nout; k++)
-            if (dout[k] >= 0) dout[k] = grad_reduced(d->g, dout[k]);
+    for (int k = 0; k < n.nout && grad_wants_sums(n.op); k++)
+        if (dout[k] >= 0) dout[k] = grad_reduced(d->g, dout[k]);
     TRY(grad_of(n.op)(d->g, &n, dout, need, din));
     for (int k = 0; k < n.nin; k++)
         if (need[k]) {

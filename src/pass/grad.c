@@ -507,6 +507,29 @@ GRAD(all_to_all) {
     return SP_OK;
 }
 
+bool grad_wants_sums(ir_op op) {
+    switch (op) {
+    case OP_abs:
+    case OP_relu:
+    case OP_max:
+    case OP_min:
+    case OP_select: /* these select */
+    case OP_silu:
+    case OP_gelu:
+    case OP_gelu_tanh:
+    case OP_swiglu:
+    case OP_cumsum:
+    case OP_softmax:
+    case OP_rmsnorm:
+    case OP_layernorm:
+    case OP_xent:
+    case OP_attention: /* these have an op for it */
+        return true;
+    default:
+        return false;
+    }
+}
+
 grad_fn *grad_of(ir_op op) {
     static grad_fn *const table[OP_COUNT] = {
 #define OP(name, nin, nout, flags, shape, rule, grad, kern) [OP_##name] = grad_##grad,
