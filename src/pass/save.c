@@ -18,6 +18,7 @@
 #include "pass/save_impl.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 enum { PLANS = 64 }; /* kept for each class */
 
@@ -237,6 +238,46 @@ static void add_host_plans(const save_model *m, const save_options *o, const rem
     }
 }
 
+static int by_size(const void *x, const void *y) {
+    return (*(const int64_t *)x > *(const int64_t *)y) - (*(const int64_t *)x < *(const int64_t *)y);
+}
+
+/* Bytes above which a value is wider than most: a quarter more than the median. What the pass `tile` looks for. */
+static int64_t wide_bytes(const save_model *m) {
+    VEC(int64_t) size = {0};
+    for (int k = 0; k < m->nseg; k++) {
+        const remat_seg *s = &m->seg[k].s;
+        for (int v = 0; v < s->nval; v++)
+            if (s->val[v].root == v && s->val[v].bytes > 0) vec_push(m->a, &size, s->val[v].bytes);
+    }
+    if (!size.n) return INT64_MAX;
+    qsort(size.data, (size_t)size.n, sizeof *size.data, by_size);
+    return size.data[size.n / 2] + size.data[size.n / 2] / 4;
+}
+
+/* A segment's plans with the windows that tiles leave: a value wider than most never exists whole unless it is kept, so
+ * it counts nothing. What counts is what no tile shrinks: the operands of attention, say, that wait for its backward
+ * while the MLP's runs. The front then knows that late segments should rather keep attention's result than compute it
+ * again, and that early ones, which run beside fewer kept values, need not. s NULL: nothing counts but what is kept. */
+static remat_plans in_tiles(const save_model *m, const remat_seg *s, int64_t wide, const remat_plans *plans) {
+    remat_plans out = *plans;
+    out.data = arena_memdup(m->a, plans->data, sizeof *plans->data * (size_t)plans->n);
+    remat_val *val = s ? arena_memdup(m->a, s->val, sizeof *s->val * (size_t)s->nval) : NULL;
+    for (int k = 0; k < out.n; k++) {
+        remat_plan *p = &out.data[k];
+        p->window = p->bytes;
+        if (s) {
+            remat_seg narrow = *s;
+            narrow.val = val;
+            for (int v = 0; v < s->nval; v++)
+                val[v].bytes = !p->saved[v] && s->val[v].bytes > wide ? 0 : s->val[v].bytes;
+            remat_window(&narrow, p, NULL, NULL);
+        }
+        p->window += p->host;
+    }
+    return out;
+}
+
 /* Each class's plans without the host, and with it the one that leaves least on the device for the fewest host bytes
  * (usually the layer's input moves, all else is computed again): near the floor the estimates of larger moves mislead.
  */
@@ -341,14 +382,13 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
         TRY_NOTE(remat_front(m->a, x, PLANS, &plans[c]), "save: segment %d of %d", m->first[c] + 1, m->nseg);
         if (o->host_memory > 0) add_host_plans(m, o, x, &plans[c]);
     }
-    /* Two fronts of the same plans. By windows: what a segment needs while it is computed counts whole, as it does when
-     * it runs whole. By kept bytes alone: what a later pass that tiles such regions leaves of it. The judge sees both.
-     */
-    remat_plans *tiled = ARENA_ARRAY(m->a, remat_plans, m->ncls);
+    /* Three fronts of the same plans: with the windows of segments that run whole; with those of segments that a later
+     * pass tiles; and, for the host, by kept bytes alone. The judge sees them all. */
+    remat_plans *tiled = ARENA_ARRAY(m->a, remat_plans, m->ncls), *bare = ARENA_ARRAY(m->a, remat_plans, m->ncls);
+    int64_t wide = wide_bytes(m);
     for (int c = 0; c < m->ncls; c++) {
-        tiled[c] = plans[c];
-        tiled[c].data = arena_memdup(m->a, plans[c].data, sizeof *plans[c].data * (size_t)plans[c].n);
-        for (int k = 0; k < tiled[c].n; k++) tiled[c].data[k].window = tiled[c].data[k].bytes + tiled[c].data[k].host;
+        tiled[c] = in_tiles(m, &m->seg[m->first[c]].s, wide, &plans[c]);
+        bare[c] = in_tiles(m, NULL, 0, &plans[c]);
     }
     /* First without the host: it is used only where that makes a step faster, or possible. */
     r->resident = m->resident;
@@ -363,7 +403,7 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
         return SP_OK;
     }
     found best = {.point = -1}, lean = {.point = -1};
-    remat_plans *sets[] = {plans, tiled, plans, tiled, leanest_on_host(m, tiled)};
+    remat_plans *sets[] = {plans, tiled, plans, bare, leanest_on_host(m, bare)};
     for (int k = 0; k < (o->host_memory > 0 ? 5 : 2); k++) {
         if (best.point >= 0 && best.s.pts->data[best.point].seconds <= 0) break;
         search x = search_of(s, sets[k], k < 2 ? 0 : o->host_memory);
