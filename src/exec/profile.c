@@ -51,8 +51,42 @@ double exec_call_bytes(const dev_call *c) {
     return bytes;
 }
 
+/* Longest name of a row: "dot f32 4096x768x3072 nt+" with three numbers of 19 digits fits. */
+enum { NAME_SIZE = 96 };
+
+/* Whether the first of dims d[0..n) of t lies next to itself in memory (stride 1). */
+static bool unit_stride(const tensor *t, const ir_dim *d, int n) { return n > 0 && t->stride[d[n - 1]] == 1; }
+
+/* "dot TYPE MxNxK FORM": M rows of the first operand, N of the second, K summed. FORM as BLAS has it, of row-major
+ * operands: nt where both lie along K (y = x W^T), nn where the second lies along N, tn where the first lies along M
+ * (dW = dy^T x); + where it adds to its result. */
+static void dot_name(const dev_call *c, char *name) {
+    const ir_dim *lc, *rc, *lb;
+    int nc = ir_dims(c->node, "lc", &lc), nb = ir_dims(c->node, "lb", &lb);
+    (void)ir_dims(c->node, "rc", &rc);
+    double k = 1, batch = 1;
+    for (int i = 0; i < nc; i++) k *= (double)c->in[0].dim[lc[i]];
+    for (int i = 0; i < nb; i++) batch *= (double)c->in[0].dim[lb[i]];
+    double m = numel(&c->in[0]) / (k * batch), n = numel(&c->in[1]) / (k * batch);
+    int at = snprintf(name, NAME_SIZE, "dot %s ", dtype_name(c->in[0].type));
+    if (batch > 1) at += snprintf(name + at, NAME_SIZE - (size_t)at, "%.0f x ", batch);
+    snprintf(name + at, NAME_SIZE - (size_t)at, "%.0fx%.0fx%.0f %c%c%s", m, n, k, unit_stride(&c->in[0], lc, nc) ? 'n' : 't',
+             unit_stride(&c->in[1], rc, nc) ? 't' : 'n', c->accumulate ? "+" : "");
+}
+
+/* What people know a call by: its op, or the ops that were fused in it. */
+static const char *short_name(const dev_call *c) { return c->kernel ? c->kernel->name : op_table[c->op].name; }
+
+/* The same; a product also by its sizes. */
+static void full_name(const dev_call *c, char *name) {
+    if (c->op == OP_dot)
+        dot_name(c, name);
+    else
+        snprintf(name, NAME_SIZE, "%s", short_name(c));
+}
+
 typedef struct row {
-    const char *name;
+    char name[NAME_SIZE];
     int calls;
     double seconds, flops, bytes;
     double least; /* seconds at the machine's limits */
@@ -83,15 +117,13 @@ static int by_time(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* What people know a call by: its op, or the ops that were fused in it. */
-static const char *name_of(const dev_call *c) { return c->kernel ? c->kernel->name : op_table[c->op].name; }
-
 typedef VEC(row) row_list;
 
 static row *find_row(row_list *rows, const char *name) {
     for (int i = 0; i < rows->n; i++)
         if (strcmp(rows->data[i].name, name) == 0) return &rows->data[i];
-    row fresh = {.name = name};
+    row fresh = {.calls = 0};
+    snprintf(fresh.name, sizeof fresh.name, "%s", name);
     vec_push(NULL, rows, fresh);
     return &rows->data[rows->n - 1];
 }
@@ -103,7 +135,9 @@ static void add_rows(const call *calls, int n, double runs, const limits *l, row
             add_rows(k->body, k->nbody, runs * (double)k->tiles, l, rows, total);
             continue;
         }
-        row *r = find_row(rows, name_of(&k->c));
+        char name[NAME_SIZE];
+        full_name(&k->c, name);
+        row *r = find_row(rows, name);
         r->calls += (int)runs;
         r->seconds += k->seconds;
         r->flops += runs * exec_call_flops(&k->c);
@@ -122,15 +156,15 @@ void exec_profile_table(const exec *e, buf *out) {
     if (l.bytes > 0)
         buf_printf(out, "limits on %d threads: %.1f GFLOP/s in f32, %.1f in bf16, %.1f GB/s\n", e->o.threads,
                    1e-9 * l.flops[0], 1e-9 * l.flops[1], 1e-9 * l.bytes);
-    buf_printf(out, "%-16s %6s %10s %6s %9s %9s %6s\n", "kernel", "calls", "ms", "share", "GFLOP/s", "GB/s", "limit");
+    buf_printf(out, "%-30s %6s %10s %6s %9s %9s %6s\n", "kernel", "calls", "ms", "share", "GFLOP/s", "GB/s", "limit");
     for (int i = 0; i < rows.n; i++) {
         const row *r = &rows.data[i];
-        buf_printf(out, "%-16s %6d %10.3f %5.1f%% %9.1f %9.1f %5.0f%%\n", r->name, r->calls, 1e3 * r->seconds,
+        buf_printf(out, "%-30s %6d %10.3f %5.1f%% %9.1f %9.1f %5.0f%%\n", r->name, r->calls, 1e3 * r->seconds,
                    100 * r->seconds / total, 1e-9 * r->flops / r->seconds, 1e-9 * r->bytes / r->seconds,
                    100 * r->least / r->seconds);
         least += r->least;
     }
-    buf_printf(out, "%-16s %6s %10.3f %34s %5.0f%%\n", "all", "", 1e3 * total, "", 100 * least / total);
+    buf_printf(out, "%-30s %6s %10.3f %34s %5.0f%%\n", "all", "", 1e3 * total, "", 100 * least / total);
     vec_free(&rows);
 }
 
@@ -142,11 +176,13 @@ sp_status exec_profile_write(const exec *e, const char *path) {
     fprintf(f, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
     for (int i = 0; i < pr->instrs.n; i++) {
         const call *k = &e->calls[PROG_STEP][i];
+        char name[NAME_SIZE];
+        full_name(&k->c, name);
         fprintf(f,
                 "%s{\"name\":\"%s\",\"cat\":\"%s\",\"ph\":\"X\",\"pid\":0,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,"
-                "\"args\":{\"instr\":%d,\"gflop\":%.6g,\"mbytes\":%.6g}}",
-                i ? ",\n" : "", name_of(&k->c), pr->instrs.data[i].backward ? "backward" : "forward",
-                comm_rank(e->o.comm), 1e6 * (k->started - start), 1e6 * k->seconds, i, 1e-9 * exec_call_flops(&k->c),
+                "\"args\":{\"kernel\":\"%s\",\"instr\":%d,\"gflop\":%.6g,\"mbytes\":%.6g}}",
+                i ? ",\n" : "", short_name(&k->c), pr->instrs.data[i].backward ? "backward" : "forward",
+                comm_rank(e->o.comm), 1e6 * (k->started - start), 1e6 * k->seconds, name, i, 1e-9 * exec_call_flops(&k->c),
                 1e-6 * exec_call_bytes(&k->c));
     }
     fprintf(f, "\n]}\n");
