@@ -70,8 +70,9 @@ static void dot_name(const dev_call *c, char *name) {
     double m = numel(&c->in[0]) / (k * batch), n = numel(&c->in[1]) / (k * batch);
     int at = snprintf(name, NAME_SIZE, "dot %s ", dtype_name(c->in[0].type));
     if (batch > 1) at += snprintf(name + at, NAME_SIZE - (size_t)at, "%.0f x ", batch);
-    snprintf(name + at, NAME_SIZE - (size_t)at, "%.0fx%.0fx%.0f %c%c%s", m, n, k, unit_stride(&c->in[0], lc, nc) ? 'n' : 't',
-             unit_stride(&c->in[1], rc, nc) ? 't' : 'n', c->accumulate ? "+" : "");
+    snprintf(name + at, NAME_SIZE - (size_t)at, "%.0fx%.0fx%.0f %c%c%s", m, n, k,
+             unit_stride(&c->in[0], lc, nc) ? 'n' : 't', unit_stride(&c->in[1], rc, nc) ? 't' : 'n',
+             c->accumulate ? "+" : "");
 }
 
 /* What people know a call by: its op, or the ops that were fused in it. */
@@ -182,8 +183,8 @@ sp_status exec_profile_write(const exec *e, const char *path) {
                 "%s{\"name\":\"%s\",\"cat\":\"%s\",\"ph\":\"X\",\"pid\":0,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,"
                 "\"args\":{\"kernel\":\"%s\",\"instr\":%d,\"gflop\":%.6g,\"mbytes\":%.6g}}",
                 i ? ",\n" : "", short_name(&k->c), pr->instrs.data[i].backward ? "backward" : "forward",
-                comm_rank(e->o.comm), 1e6 * (k->started - start), 1e6 * k->seconds, name, i, 1e-9 * exec_call_flops(&k->c),
-                1e-6 * exec_call_bytes(&k->c));
+                comm_rank(e->o.comm), 1e6 * (k->started - start), 1e6 * k->seconds, name, i,
+                1e-9 * exec_call_flops(&k->c), 1e-6 * exec_call_bytes(&k->c));
     }
     fprintf(f, "\n]}\n");
     bool bad = ferror(f) != 0;

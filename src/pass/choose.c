@@ -7,8 +7,11 @@
  * falls with the budget, so the least of them does too. A choice is passed over when its plan would not win even if it
  * computed again no more than it must.
  *
- * Only where there is something to choose: the policy `budget` with a budget, and neither tiles nor their size given by
- * the user. Requires: a joint graph. Keeps: everything; only the options change.
+ * Only where there is something to choose: the policy `budget`, and neither tiles nor their size given by the user.
+ * Without a budget it is the loss head alone, in tiles of at least 1024 rows: those cost no time and rid the step of
+ * most of the logits, and a tile of them (4 to 6 KiB a word) is less than the head's weights, gradients and moments (16
+ * bytes a word and channel) from 384 channels on. Tiles of 256 rows, and of the MLPs, cost GPT-2 small 6 % of a step in
+ * bf16 at 4096 tokens and lower its peak by 8 %. Requires: a joint graph. Keeps: everything; only the options change.
  */
 #include "pass/pass.h"
 
@@ -43,8 +46,14 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
     cost_machine cpu;
     *out = *given;
     out->again_bound = INFINITY;
-    bool budget = (!o->save_policy || strcmp(o->save_policy, "budget") == 0) && o->memory > 0 && o->lower;
-    if (!budget || (o->tile_policy && strcmp(o->tile_policy, "auto") != 0) || o->tile_bytes) return SP_OK;
+    bool ours = !o->save_policy || strcmp(o->save_policy, "budget") == 0;
+    if (!ours || (o->tile_policy && strcmp(o->tile_policy, "auto") != 0) || o->tile_bytes) return SP_OK;
+    if (o->memory <= 0) {
+        out->tile_policy = "loss";
+        out->tile_rows = o->tile_rows ? o->tile_rows : 1024;
+        return SP_OK;
+    }
+    if (!o->lower) return SP_OK;
     TRY(cost_machine_parse(joint->a, "cpu", &cpu));
     const cost_machine *machine = o->machine ? o->machine : &cpu;
     double best = INFINITY, tiled = 0; /* tiled: what every plan with a tiled loss computes again, at least */
