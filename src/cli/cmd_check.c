@@ -52,6 +52,7 @@ static sp_status run(const cli_options *o, const train_world *w) {
     train_model *m;
     TRY(train_model_open(o->model, o->weights, true, (uint64_t)o->seed, &m));
     train_setup setup = cli_setup(o, w->size, w->threads);
+    setup.agree = w->mpi;
     check_result r = {0};
     pass_options used;
     sp_status s = train_options(m, &setup, &used);

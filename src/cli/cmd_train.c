@@ -121,6 +121,7 @@ static sp_status run(const cli_options *o, const train_world *w, training *t) {
     TRY(check_memory(o->memory, NULL, 1));
     TRY(train_model_open(o->model, o->weights, false, (uint64_t)o->seed, &t->model));
     train_setup setup = cli_setup(o, w->size, w->threads);
+    setup.agree = w->mpi;
     TRY(train_compile(t->model, &setup, &t->compiled));
     TRY(check_memory(o->memory, t->compiled.plan, w->mpi ? 1 : w->size));
     TRY(open_data(o, t));

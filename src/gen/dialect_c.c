@@ -48,15 +48,33 @@ static const char names[] =
     "INLINE void k_scatter(bool bf, void *p, int64_t c, int64_t step, int64_t left, vf x) {\n"
     "    for (int64_t i = 0; i < VL && i < left; i++) sput(bf, p, (c + i) * step, x[i]);\n"
     "}\n"
-    "/* Where row r of tensor i starts. */\n"
-    "INLINE char *k_row(const gen_args *a, int i, int64_t r, int64_t size) {\n"
-    "    int64_t at = 0;\n"
+    "/* Rows are walked in runs along their innermost dimension: the indices of row r, how many rows its run still "
+    "has,\n"
+    " * where tensor i starts in it and how far its rows are apart in bytes, and the indices behind the run. */\n"
+    "INLINE void k_indices(const gen_args *a, int64_t r, int64_t *at) {\n"
     "    for (int d = a->outer - 1; d > 0; d--) {\n"
-    "        at += r % a->dim[d] * a->stride[i][d];\n"
+    "        at[d] = r % a->dim[d];\n"
     "        r /= a->dim[d];\n"
     "    }\n"
-    "    if (a->outer > 0) at += r * a->stride[i][0];\n"
-    "    return a->data[i] + at * size;\n"
+    "    at[0] = r;\n"
+    "}\n"
+    "INLINE int64_t k_run(const gen_args *a, const int64_t *at, int64_t rows) {\n"
+    "    int64_t n = a->outer > 1 ? a->dim[a->outer - 1] - at[a->outer - 1] : rows;\n"
+    "    return n < rows ? n : rows;\n"
+    "}\n"
+    "INLINE char *k_start(const gen_args *a, int i, const int64_t *at, int64_t size) {\n"
+    "    int64_t sum = 0;\n"
+    "    for (int d = 0; d < a->outer; d++) sum += at[d] * a->stride[i][d];\n"
+    "    return a->data[i] + sum * size;\n"
+    "}\n"
+    "INLINE int64_t k_apart(const gen_args *a, int i, int64_t size) {\n"
+    "    return a->outer > 0 ? a->stride[i][a->outer - 1] * size : 0;\n"
+    "}\n"
+    "INLINE void k_behind(const gen_args *a, int64_t *at) {\n"
+    "    for (int d = a->outer - 2; d >= 0; d--) {\n"
+    "        at[d + 1] = 0;\n"
+    "        if (++at[d] < a->dim[d] || d == 0) break;\n"
+    "    }\n"
     "}\n";
 
 static void prelude(buf *out) {
@@ -69,26 +87,46 @@ static void prelude(buf *out) {
 
 static const char *is_bf16(dtype t) { return t == DT_BF16 ? "true" : "false"; }
 
+static void rows(int i, const char *which, int window, dtype t, const char *what, buf *out) {
+    if (strcmp(what, "start") == 0)
+        buf_printf(out,
+                   "        char *p%d = k_start(a, %d, at, %d);\n        const int64_t q%d = k_apart(a, %d, %d);\n",
+                   window, window, (int)dtype_size(t), window, window, (int)dtype_size(t));
+    else if (strcmp(what, "name") == 0)
+        buf_printf(out, "        %svoid *const %s%d = p%d;\n", *which == 'x' ? "const " : "", which, i, window);
+    else
+        buf_printf(out, ", p%d += q%d", window, window);
+}
+
+/* Writes what the rows of all windows need: where they start, their names in a row, or the step to the next row. */
+static void windows(const gen_kernel *k, const char *what, buf *out) {
+    for (int i = 0; i < k->in.n; i++) rows(i, "x", i, k->in.data[i].type, what, out);
+    for (int i = 0; i < k->out.n; i++)
+        if (k->out.data[i].store < GEN_COLUMNS) rows(i, "y", k->in.n + i, k->out.data[i].type, what, out);
+}
+
 static void open(const gen_kernel *k, buf *out) {
     buf_printf(out,
                "void k_%016llx(const gen_args *a, int64_t r0, int64_t r1, int64_t c0, int64_t c1);\n"
                "void k_%016llx(const gen_args *a, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {\n"
-               "    for (int64_t r = r0; r < r1; r++) {\n",
+               "    int64_t at[GEN_MAX_OUTER] = {0};\n"
+               "    k_indices(a, r0, at);\n"
+               "    for (int64_t r = r0, end; r < r1; k_behind(a, at)) {\n"
+               "        end = r + k_run(a, at, r1 - r);\n",
                (unsigned long long)k->hash, (unsigned long long)k->hash);
-    for (int i = 0; i < k->in.n; i++)
-        buf_printf(out, "        const void *const x%d = k_row(a, %d, r, %d);\n", i, i,
-                   (int)dtype_size(k->in.data[i].type));
+    windows(k, "start", out);
+    buf_printf(out, "        for (; r < end; r++");
+    windows(k, "step", out);
+    buf_printf(out, ") {\n");
+    windows(k, "name", out);
     for (int i = 0, sum = 0; i < k->out.n; i++)
         if (k->out.data[i].store >= GEN_COLUMNS)
             buf_printf(out, "        float *const y%d = a->columns + %d * a->columns_stride;\n", i, sum++);
-        else
-            buf_printf(out, "        void *const y%d = k_row(a, %d, r, %d);\n", i, k->in.n + i,
-                       (int)dtype_size(k->out.data[i].type));
 }
 
 static void close(const gen_kernel *k, buf *out) {
     (void)k;
-    buf_printf(out, "    }\n}\n");
+    buf_printf(out, "        }\n    }\n}\n");
 }
 
 static void open_columns(buf *out) { buf_printf(out, "        EACH_VECTOR(c, c0, c1, {\n"); }

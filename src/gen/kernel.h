@@ -117,15 +117,20 @@ bool gen_has_expr(ir_op op);
 /* member.c: what instructions compute, as statements. */
 
 /* How an operand (i < nin) or result (i - nin) lies in the space: along rows and columns; one value a row; one a
- * column, which for a result is a sum over the rows. */
-typedef enum gen_role { GEN_ELEMENTS, GEN_ROW, GEN_COLUMN } gen_role;
+ * column, which for a result is a sum over the rows; angles (B or 1, S, D) of a space (B, S, H, D). */
+typedef enum gen_role { GEN_ELEMENTS, GEN_ROW, GEN_COLUMN, GEN_ANGLES } gen_role;
 gen_role gen_role_of(ir_op op, const ir_node *n, int rank, int i);
 /* Are there statements for this op, with these attributes and types? Tensors: operands, then results. */
 bool gen_can(ir_op op, const ir_node *n, int nin, int nout, const tensor *const *t);
 /* Does it reduce, so that rows must be its last dimension? */
 bool gen_reduces(ir_op op);
+/* Does it combine the two halves of rows? Its kernel runs over columns of half a row: every operand and result is two
+ * windows, and every statement is made for both. */
+bool gen_halves(ir_op op);
 /* Appends them: in[i] is the statement of operand i; value[k] receives that of result k, of type type[k]. */
 void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *in, const dtype *type, int *value);
+/* The same for an op of gen_halves: in[h][i] and value[h] of half h. */
+void gen_halves_member(gen_kernel *k, const ir_node *n, int in[2][3], dtype type, int *value);
 /* Has it the same bits from its ordinary kernel? Then it need not be a kernel of its own. */
 bool gen_exact(ir_op op);
 

@@ -4,13 +4,16 @@
  * time), the flags and the processor. A file gets there by rename, so that processes may race: each sees a whole file
  * or none. Behind the object's bytes stand a mark and a hash of them: what a full disk or a crash cut off is compiled
  * again, not loaded. A cache that others can write is not used, because what is in it would be run; then, and when no
- * cache can be made, the object lives in a folder of its own under TMPDIR until it is loaded.
+ * cache can be made, the object lives in a folder of its own under TMPDIR until it is loaded. Loading an object sets
+ * its time; whoever adds one removes those that were not used for longest, beyond MOST_FILES or MOST_BYTES. A process
+ * whose object is removed while it looks finds no file, and makes it again.
  *
  * The compiler is $CC or the first of cc, gcc and clang on PATH, run without a shell. Loaded objects stay: ranks of a
  * process and later plans share them.
  */
 #include "gen/kernel.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,7 +24,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATH_ROOM = 4096, MAX_WORDS = 32, MARK = 16 };
+enum { PATH_ROOM = 4096, MAX_WORDS = 32, MARK = 16, MOST_FILES = 256, MOST_BYTES = 64 << 20, STALE = 24 * 3600 };
 static const char mark[] = "autosp1"; /* 8 bytes, then the hash */
 
 /* ---- the compiler --------------------------------------------------------------------------------- */
@@ -236,15 +239,69 @@ static sp_status build(arena *a, const buf *source, const char *dir, const char 
     return s;
 }
 
+/* ---- the cache's bound -------------------------------------------------------------------------------- */
+
+typedef struct object {
+    char *path;
+    int64_t bytes;
+    struct timespec used;
+} object;
+
+static int by_use(const void *x, const void *y) { /* latest first */
+    const struct timespec *a = &((const object *)x)->used, *b = &((const object *)y)->used;
+    if (a->tv_sec != b->tv_sec) return a->tv_sec < b->tv_sec ? 1 : -1;
+    return (a->tv_nsec < b->tv_nsec) - (a->tv_nsec > b->tv_nsec);
+}
+
+/* A compiler's folder that a crash left behind. */
+static void remove_work(arena *a, const char *dir) {
+    static const char *const file[] = {"kernels.c", "kernels.so", "log"};
+    for (size_t i = 0; i < sizeof file / sizeof *file; i++) unlink(arena_printf(a, "%s/%s", dir, file[i]));
+    rmdir(dir);
+}
+
+/* Keeps what was used last. Failures are no matter: the next one tries again. */
+static void prune(arena *a, const char *dir) {
+    VEC(object) all = {0};
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        object o = {.path = arena_printf(a, "%s/%s", dir, e->d_name)};
+        struct stat st;
+        size_t n = strlen(e->d_name);
+        if (lstat(o.path, &st) != 0) continue;
+        if (S_ISDIR(st.st_mode) && strstr(e->d_name, "build-") && st.st_mtime < time(NULL) - STALE)
+            remove_work(a, o.path);
+        if (!S_ISREG(st.st_mode) || n < 3 || strcmp(e->d_name + n - 3, ".so") != 0) continue;
+        o.bytes = st.st_size;
+        o.used = st.st_mtim;
+        vec_push(a, &all, o);
+    }
+    if (d) closedir(d);
+    if (all.n) qsort(all.data, (size_t)all.n, sizeof *all.data, by_use);
+    int64_t bytes = 0;
+    for (int i = 0; i < all.n; i++) {
+        bytes += all.data[i].bytes;
+        if (i >= MOST_FILES || (i > 0 && bytes > MOST_BYTES)) unlink(all.data[i].path);
+    }
+}
+
+/* An object of the cache, with the time of its use. */
+static void *load_cached(const char *path) {
+    void *handle = load(path);
+    if (handle) utimensat(AT_FDCWD, path, NULL, AT_SYMLINK_NOFOLLOW);
+    return handle;
+}
+
 static sp_status obtain(arena *a, const buf *source, uint64_t hash, void **handle) {
     char dir[PATH_ROOM];
     bool cached = cache_dir(dir);
     if (cached) {
         char *path = arena_printf(a, "%s/%016llx.so", dir, (unsigned long long)hash);
-        *handle = load(path);
+        *handle = load_cached(path);
         if (*handle) return SP_OK;
         TRY(build(a, source, dir, path));
         *handle = load(path);
+        prune(a, dir);
         CHECK(*handle, "compiled kernels do not load: %s", whole(path) ? dlerror() : "the file is broken");
         return SP_OK;
     }

@@ -17,6 +17,8 @@ gen_role gen_role_of(ir_op op, const ir_node *n, int rank, int i) {
         return i == 1 || i == 2 ? GEN_COLUMN : i >= 4 ? GEN_ROW : GEN_ELEMENTS;
     case OP_layernorm_grad: /* x, w, mean, rstd, dy -> dx, dw, db */
         return i == 1 || i >= 6 ? GEN_COLUMN : i == 2 || i == 3 ? GEN_ROW : GEN_ELEMENTS;
+    case OP_rope: /* x, cos, sin -> y */
+        return i == 1 || i == 2 ? GEN_ANGLES : GEN_ELEMENTS;
     case OP_xent: /* logits, labels -> loss, lse */
         return i == 0 ? GEN_ELEMENTS : GEN_ROW;
     case OP_xent_grad: /* logits, labels, lse, dloss -> dlogits */
@@ -47,6 +49,8 @@ bool gen_reduces(ir_op op) {
     }
 }
 
+bool gen_halves(ir_op op) { return op == OP_rope; }
+
 static bool takes_labels(ir_op op) { return op == OP_xent || op == OP_xent_grad; }
 
 /* Labels, and ignore_index, are columns' numbers: exact as f32. */
@@ -75,6 +79,8 @@ bool gen_can(ir_op op, const ir_node *n, int nin, int nout, const tensor *const 
         if (t[i]->type != DT_F32 && t[i]->type != DT_BF16 && t[i]->type != DT_F64 && !(takes_labels(op) && i == 1))
             return false;
     switch (op) {
+    case OP_rope:
+        return t[0]->rank == 4 && t[0]->dim[3] % 2 == 0 && t[1]->rank == 3 && t[2]->rank == 3;
     case OP_xent:
     case OP_xent_grad:
         return can_label(n, t[0], t[1]);
@@ -216,4 +222,13 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
     int nin = op_table[op].nin;
     for (int i = 0; i < nout; i++)
         if (gen_role_of(op, n, rank, nin + i) != GEN_COLUMN) value[i] = gen_round(k, value[i], type[i]);
+}
+
+void gen_halves_member(gen_kernel *k, const ir_node *n, int in[2][3], dtype type, int *value) {
+    const bool transpose = ir_int(n, "transpose", 0) != 0;
+    for (int h = 0; h < 2; h++) { /* x cos + (-x1 sin0, x0 sin1); transposed: x cos + (x1 sin1, -x0 sin0) */
+        int straight = mul(k, in[h][0], in[h][1]), across = mul(k, in[!h][0], in[transpose ? !h : h][2]);
+        value[h] = gen_op2(k, (h == 1) != transpose ? OP_add : OP_sub, straight, across);
+        value[h] = gen_round(k, value[h], type);
+    }
 }

@@ -32,7 +32,8 @@ enum {
 typedef struct space {
     int rank;
     int64_t dim[TENSOR_MAX_RANK];
-    bool rows; /* something is reduced along the last dimension, or over the others */
+    bool rows;   /* something is reduced along the last dimension, or over the others */
+    bool halves; /* something combines the halves of rows: windows of them are shown */
 } space;
 
 typedef struct group {
@@ -77,7 +78,7 @@ static bool fusable(const plan *p, const plan_instr *i) {
 }
 
 static space space_of(const plan_instr *i) {
-    space s = {.rows = gen_reduces(i->op)};
+    space s = {.rows = gen_reduces(i->op), .halves = gen_halves(i->op)};
     const tensor *t = s.rows ? &i->in[0].t : &i->out[0].t;
     s.rank = t->rank;
     memcpy(s.dim, t->dim, sizeof s.dim);
@@ -104,7 +105,10 @@ static bool placed(const plan_instr *i, int k, const space *s, plan_tensor *out)
     out->t.rank = s->rank;
     memcpy(out->t.dim, s->dim, sizeof s->dim);
     memset(out->t.stride, 0, sizeof out->t.stride);
-    if (role == GEN_COLUMN) {
+    if (role == GEN_ANGLES) {
+        if (s->rank != 4) return false;
+        for (int d = 0; d < 3; d++) out->t.stride[d < 2 ? d : 3] = x->t.dim[d] == 1 ? 0 : x->t.stride[d];
+    } else if (role == GEN_COLUMN) {
         if (!line_of(x, s->dim[last])) return false;
         out->t.stride[last] = 1;
     } else if (!plan_reshape_strides(&x->t, role == GEN_ROW ? last : s->rank, s->dim, out->t.stride)) {
@@ -186,7 +190,9 @@ static bool common(const fuser *f, const group *g, const group *h, space *s) {
     if (h->member.n == 1 && adds_columns(f, g, instr(f, h->member.data[0]))) return true;
     if (numel(&g->s) != numel(&h->s)) return false;
     if (g->s.rows && h->s.rows && g->s.dim[last] != h->s.dim[h->s.rank - 1]) return false;
-    if (!g->s.rows) *s = h->s;
+    if ((g->s.rows || h->s.rows) && (g->s.halves || h->s.halves)) return false;
+    if (!g->s.rows && !g->s.halves) *s = h->s;
+    if (g->s.halves && h->s.halves && memcmp(g->s.dim, h->s.dim, sizeof g->s.dim) != 0) return false;
     for (int m = 0; m < g->member.n; m++)
         if (!shown(f, g, instr(f, g->member.data[m]), s)) return false;
     for (int m = 0; m < h->member.n; m++)
@@ -238,8 +244,9 @@ static void collect(const fuser *f, const int *member, int n, touched *in, touch
 static int64_t size(const fuser *f, int b) { return round_up(f->p->bufs.data[b].bytes, 256); }
 
 /* Bytes of these buffers that are alive while a kernel of them runs, before and after it: operands and results, less
- * results that take an operand's place. `end`: instructions up to here are over (or in the kernel) when it has run. */
-static int64_t alive(const fuser *f, const touched *in, const touched *out, int end) {
+ * results that take an operand's place (which halves of rows do not). `end`: instructions up to here are over (or in
+ * the kernel) when it has run. */
+static int64_t alive(const fuser *f, const touched *in, const touched *out, int end, bool halves) {
     int64_t sum = 0;
     bool taken[2 * GEN_MAX_TENSORS] = {0};
     for (int i = 0; i < out->n; i++) {
@@ -248,7 +255,7 @@ static int64_t alive(const fuser *f, const touched *in, const touched *out, int 
     }
     for (int i = 0; i < in->n; i++) {
         sum += size(f, in->buf[i]);
-        for (int k = 0; k < out->n && f->last[in->buf[i]] <= end; k++) {
+        for (int k = 0; k < out->n && !halves && f->last[in->buf[i]] <= end; k++) {
             if (taken[k] || f->p->bufs.data[out->buf[k]].bytes != f->p->bufs.data[in->buf[i]].bytes) continue;
             taken[k] = true;
             sum -= size(f, out->buf[k]);
@@ -260,6 +267,7 @@ static int64_t alive(const fuser *f, const touched *in, const touched *out, int 
 
 /* Do bytes alive not rise when g, which stands at `from`, joins the instructions `with`, which end at `to`? */
 static bool lean(const fuser *f, const group *g, const group *with, int to) {
+    const bool halves = g->s.halves || with->s.halves;
     touched gi = {.n = 0}, go = {.n = 0}, wi = {.n = 0}, wo = {.n = 0}, in = {.n = 0}, out = {.n = 0};
     int from = g->member.data[g->member.n - 1], both[2 * LARGEST], n = 0;
     for (int m = 0; m < g->member.n; m++) both[n++] = g->member.data[m];
@@ -274,14 +282,14 @@ static bool lean(const fuser *f, const group *g, const group *with, int to) {
         if (f->last[go.buf[i]] > from) later += size(f, go.buf[i]);
     if (longer > later && to - from > 1) return false;
     /* At the kernel: against g with the other operands waiting, and against the others with g's results waiting. */
-    int64_t first = alive(f, &gi, &go, from), second = alive(f, &wi, &wo, to);
+    int64_t first = alive(f, &gi, &go, from, g->s.halves), second = alive(f, &wi, &wo, to, with->s.halves);
     for (int i = 0; i < wi.n; i++)
         if (!has(&gi, wi.buf[i]) && !has(&go, wi.buf[i]) && f->writer[wi.buf[i]] < from) first += size(f, wi.buf[i]);
     for (int i = 0; i < go.n; i++)
         if (!has(&wi, go.buf[i]) && f->last[go.buf[i]] > to) second += size(f, go.buf[i]);
     for (int i = 0; i < gi.n; i++)
         if (!has(&wi, gi.buf[i]) && f->last[gi.buf[i]] > to) second += size(f, gi.buf[i]);
-    return alive(f, &in, &out, to) <= max64(first, second) + max64(first, second) / SLACK;
+    return alive(f, &in, &out, to, halves) <= max64(first, second) + max64(first, second) / SLACK;
 }
 
 /* Operands and results of the two together stay few enough for one kernel. */
@@ -290,6 +298,7 @@ static bool fits(const fuser *f, const group *g, const group *with) {
     for (int m = 0; m < g->member.n; m++) n += instr(f, g->member.data[m])->nin + instr(f, g->member.data[m])->nout;
     for (int m = 0; m < with->member.n; m++)
         n += instr(f, with->member.data[m])->nin + instr(f, with->member.data[m])->nout;
+    if (g->s.halves || with->s.halves) n *= 2;
     return n <= GEN_MAX_TENSORS && g->member.n + with->member.n <= LARGEST;
 }
 
@@ -359,7 +368,8 @@ typedef struct draft {
     gen_kernel *k;
     VEC(plan_tensor) in, out;
     VEC(gen_result) result;
-    int (*operand)[IR_MAX_OUT]; /* by member, by operand: which of `in`; -1: a member makes it */
+    int halves;                    /* 2: windows and statements of both halves of a row; 1 */
+    int (*operand)[2][IR_MAX_OUT]; /* by member, by half, by operand: which of `in`; -1: a member makes it */
 } draft;
 
 /* Is result k of the member read outside the group? */
@@ -374,7 +384,15 @@ static bool escapes(const fuser *f, const group *g, const plan_instr *x, int k) 
     return f->readers[b] > inside;
 }
 
-static void add_result(draft *d, const plan_instr *x, int j, bool columns) {
+/* Half h of a window's rows. */
+static void cut(const draft *d, int h, plan_tensor *t) {
+    int last = t->t.rank - 1;
+    if (d->halves == 1) return;
+    t->t.dim[last] /= 2;
+    t->offset += h * t->t.dim[last] * t->t.stride[last];
+}
+
+static void add_result(draft *d, const plan_instr *x, int j, int half, bool columns) {
     plan_tensor t = x->out[j];
     if (columns) { /* of `accum`: its place, row by row the same */
         t.t.rank = d->s.rank;
@@ -384,6 +402,7 @@ static void add_result(draft *d, const plan_instr *x, int j, bool columns) {
     } else {
         bool ok = placed(x, x->nin + j, &d->s, &t);
         ASSERT(ok);
+        cut(d, half, &t);
     }
     bool sum = columns || role_of(x, x->nin + j) == GEN_COLUMN, adds = x->op == OP_accum;
     gen_result r = {.type = t.t.type,
@@ -401,19 +420,21 @@ static void windows(draft *d) {
     for (int i = 0; i < d->g->member.n; i++) {
         const plan_instr *x = instr(f, d->g->member.data[i]);
         bool columns = adds_columns(f, d->g, x);
-        for (int j = 0; j < x->nin; j++) {
+        for (int j = 0; j < x->nin * d->halves; j++) {
             plan_tensor t;
-            d->operand[i][j] = -1;
-            if (maker(f, d->g, x->in[j].buf, &result) >= 0) continue;
-            bool ok = placed(x, j, &d->s, &t);
+            int h = j / x->nin, o = j % x->nin;
+            d->operand[i][h][o] = -1;
+            if (maker(f, d->g, x->in[o].buf, &result) >= 0) continue;
+            bool ok = placed(x, o, &d->s, &t);
             ASSERT(ok);
+            cut(d, h, &t);
             int w = 0;
             while (w < d->in.n && !same_window(&d->in.data[w], &t)) w++;
             if (w == d->in.n) vec_push(f->a, &d->in, t);
-            d->operand[i][j] = w;
+            d->operand[i][h][o] = w;
         }
         for (int j = 0; j < x->nout; j++)
-            if (escapes(f, d->g, x, j)) add_result(d, x, j, columns);
+            for (int h = 0; h < d->halves && escapes(f, d->g, x, j); h++) add_result(d, x, j, h, columns);
     }
 }
 
@@ -423,6 +444,7 @@ static plan_tensor *window(draft *d, int w) { return w < d->in.n ? &d->in.data[w
 static void fold(draft *d) {
     space s = {.rows = d->s.rows};
     int n = d->in.n + d->out.n, last = d->s.rank - 1;
+    d->s.dim[last] /= d->halves;
     int64_t(*stride)[TENSOR_MAX_RANK] = arena_alloc(d->f->a, sizeof *stride * (size_t)(n + 1));
     for (int x = 0; x <= last; x++) {
         bool row = x == last && s.rows, joins = s.rank > 0 && !row;
@@ -447,37 +469,50 @@ static gen_step step_of(const plan_tensor *t) {
     return s == 0 ? GEN_STILL : s == 1 ? GEN_UNIT : GEN_STRIDED;
 }
 
+/* The statements of member i's operands, of half h; value: those of all members' results. */
+static void operands(draft *d, int i, int h, int (*value)[2][IR_MAX_OUT], int *in) {
+    const plan_instr *x = instr(d->f, d->g->member.data[i]);
+    for (int j = 0, made = 0; j < x->nin; j++) {
+        if (d->operand[i][h][j] >= 0) {
+            in[j] = gen_load(d->k, d->operand[i][h][j]);
+            continue;
+        }
+        int m = maker(d->f, d->g, x->in[j].buf, &made), y = 0;
+        while (d->g->member.data[y] != m) y++;
+        in[j] = value[y][h][made];
+    }
+}
+
 static void statements(draft *d) {
     const fuser *f = d->f;
     gen_kernel *k = d->k;
-    int(*value)[IR_MAX_OUT] = arena_alloc(f->a, sizeof *value * (size_t)(d->g->member.n + 1)), results = 0, made = 0;
+    int(*value)[2][IR_MAX_OUT] = arena_alloc(f->a, sizeof *value * (size_t)(d->g->member.n + 1)), results = 0;
     for (int i = 0; i < d->in.n; i++)
         vec_push(k->a, &k->in, ((gen_operand){.type = d->in.data[i].t.type, .step = step_of(&d->in.data[i])}));
     for (int i = 0; i < d->g->member.n; i++) {
         const plan_instr *x = instr(f, d->g->member.data[i]);
-        int in[IR_MAX_OUT];
+        int in[2][IR_MAX_OUT];
         dtype type[IR_MAX_OUT];
-        for (int j = 0; j < x->nin; j++) {
-            if (d->operand[i][j] >= 0) {
-                in[j] = gen_load(k, d->operand[i][j]);
-                continue;
-            }
-            int m = maker(f, d->g, x->in[j].buf, &made), y = 0;
-            while (d->g->member.data[y] != m) y++;
-            in[j] = value[y][made];
-        }
         for (int j = 0; j < x->nout; j++) type[j] = x->out[j].t.type;
-        if (adds_columns(f, d->g, x))
-            value[i][0] = in[0];
-        else
-            gen_member(k, x->op, x->node, x->in[0].t.rank, in, type, value[i]);
-        for (int j = 0; j < x->nout; j++) {
-            if (!escapes(f, d->g, x, j)) continue;
-            gen_result r = d->result.data[results];
-            r.value = value[i][j];
-            r.step = step_of(&d->out.data[results++]);
-            vec_push(k->a, &k->out, r);
+        for (int h = 0; h < d->halves; h++) operands(d, i, h, value, in[h]);
+        if (gen_halves(x->op)) {
+            int both[2][3] = {{in[0][0], in[0][1], in[0][2]}, {in[1][0], in[1][1], in[1][2]}}, y[2];
+            gen_halves_member(k, x->node, both, type[0], y);
+            value[i][0][0] = y[0];
+            value[i][1][0] = y[1];
         }
+        for (int h = 0; h < d->halves && !gen_halves(x->op); h++)
+            if (adds_columns(f, d->g, x))
+                value[i][h][0] = in[h][0];
+            else
+                gen_member(k, x->op, x->node, x->in[0].t.rank, in[h], type, value[i][h]);
+        for (int j = 0; j < x->nout; j++)
+            for (int h = 0; h < d->halves && escapes(f, d->g, x, j); h++) {
+                gen_result r = d->result.data[results];
+                r.value = value[i][h][j];
+                r.step = step_of(&d->out.data[results++]);
+                vec_push(k->a, &k->out, r);
+            }
     }
     gen_finish(k);
 }
@@ -502,7 +537,7 @@ static const char *name_of(const fuser *f, const group *g) {
 
 static plan_instr kernel_instr(const fuser *f, const group *g) {
     plan *p = f->p;
-    draft d = {.f = f, .g = g, .s = g->s, .k = gen_new(p->a)};
+    draft d = {.f = f, .g = g, .s = g->s, .k = gen_new(p->a), .halves = g->s.halves ? 2 : 1};
     d.operand = arena_alloc(f->a, sizeof *d.operand * (size_t)g->member.n);
     windows(&d);
     fold(&d);

@@ -138,6 +138,7 @@ static sp_status run_both(check_job *j, const train_setup *s, const train_world 
     if (w->rank != 0) return SP_OK;
     train_setup alone = *s;
     alone.ranks = 1;
+    alone.agree = NULL;
     alone.memory = 0; /* the budget is a rank's of P, not of one that holds everything */
     train_compiled single;
     TRY_NOTE(train_compile(j->model, &alone, &single), "compiling for one rank");

@@ -80,12 +80,31 @@ static sp_status compile_kernels(const train_compiled *c) {
     return n && c->dev->compile ? c->dev->compile(k, n, ARENA_ARRAY(c->a, gen_fn *, n)) : SP_OK;
 }
 
+/* Plans with kernels and without differ, so all ranks must have them: *all says so. One that lacks them says why; when
+ * nobody has them only if `loud`. */
+static sp_status agree(const train_setup *s, bool have, bool loud, const char *why, bool *all) {
+    const int size = s->agree ? comm_size(s->agree) : 1, rank = s->agree ? comm_rank(s->agree) : 0;
+    int64_t mine[2] = {have, have ? 0 : size - rank}, top[2] = {mine[0], mine[1]};
+    char *text = strdup(why);
+    sp_status st = size > 1 ? comm_all_reduce(s->agree, mine, top, 2, DT_I64, COMM_MAX) : SP_OK;
+    *all = top[1] == 0;
+    if (st == SP_OK && !have && mine[1] == top[1] && (loud || top[0])) { /* the first of them */
+        if (size > 1)
+            log_warn("rank %d: %s; all ranks are going on without fused kernels", rank, text);
+        else
+            log_warn("%s; going on without fused kernels", text);
+    }
+    free(text);
+    return st;
+}
+
 static sp_status compile_into(const train_model *m, const train_setup *s, train_compiled *c, shortage *why) {
     bool fuse = train_fuses(s);
     TRY(compile_with(m, s, fuse, c, why));
-    if (!fuse || !s->run || compile_kernels(c) == SP_OK) return SP_OK;
-    log_warn("%s; going on without fused kernels", err_text());
-    return compile_with(m, s, false, c, why);
+    if (!fuse || !s->run) return SP_OK;
+    bool have = compile_kernels(c) == SP_OK, all;
+    TRY(agree(s, have, true, err_text(), &all));
+    return all ? SP_OK : compile_with(m, s, false, c, why);
 }
 
 static sp_status compile(const train_model *m, const train_setup *s, train_compiled *out, shortage *why) {
@@ -189,8 +208,12 @@ static int64_t longest_below(const train_model *m, const train_setup *s, const s
     return low;
 }
 
-sp_status train_compile(const train_model *m, const train_setup *s, train_compiled *out) {
+sp_status train_compile(const train_model *m, const train_setup *asked, train_compiled *out) {
     shortage why;
+    train_setup setup = *asked, *s = &setup;
+    bool all = true;
+    if (s->run && s->agree) TRY(agree(s, train_fuses(s), false, "there is no C compiler ($CC, cc, gcc, clang)", &all));
+    if (!all) s->fuse_policy = "off";
     if (compile(m, s, out, &why) == SP_OK) return SP_OK;
     if (!why.need || m->fixed_seq || why.fixed >= s->memory) return SP_FAIL;
     char have[24], *text = strdup(err_text()); /* trying lengths sets other texts */

@@ -14,8 +14,9 @@ typedef struct train_setup {
     const char *device; /* "cpu", "ref" */
     int threads;        /* of one rank's kernels */
     const char *exchange, *save_policy, *tile_policy;
-    const char *fuse_policy;                   /* "auto" (cpu, where there is a C compiler), "on", "off"; NULL: off */
-    bool run;                                  /* the plan will be run: its kernels are compiled too */
+    const char *fuse_policy; /* "auto" (cpu, where there is a C compiler), "on", "off"; NULL: off */
+    bool run;                /* the plan will be run: its kernels are compiled too */
+    comm *agree;             /* processes that compile the same at the same time and must make one plan; NULL: alone */
     int64_t mask_bytes, tile_bytes, tile_rows; /* pass_options */
     const char *break_rule;                    /* tests only: an op whose layout rule is wrong on purpose; NULL */
     const char *machine;                       /* what operators cost: a description (cost/cost.h); NULL: "cpu" */
@@ -44,7 +45,7 @@ bool train_fuses(const train_setup *s);
 
 /* Compiles; the model stays as it is and may be compiled again. SP_FAIL when the plan needs more than s->memory, with
  * what it needs, the buffers alive at its peak, and the longest sequence that would fit. Free with train_compiled_free.
- * Not collective. */
+ * Collective over s->agree when s->run: kernels are generated when all of its ranks can compile them. */
 sp_status train_compile(const train_model *m, const train_setup *s, train_compiled *out) SP_NODISCARD;
 void train_compiled_free(train_compiled *c);
 

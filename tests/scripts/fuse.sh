@@ -37,10 +37,10 @@ train first --set fuse.policy=on
 same plain first
 [ "$(objects)" = 1 ] || complain "$(objects) objects in the cache"
 [ -z "$(find "$work/cache/autosp" -name '*build-*')" ] || complain "the compiler's folder was left behind"
-stamp=$(stat -c %Y%i "$work"/cache/autosp/*.so)
+stamp=$(stat -c %i "$work"/cache/autosp/*.so)
 train again --set fuse.policy=on
 cmp -s "$work/first.loss" "$work/again.loss" || complain "two runs differ"
-[ "$stamp" = "$(stat -c %Y%i "$work"/cache/autosp/*.so)" ] || complain "compiled again in spite of the cache"
+[ "$stamp" = "$(stat -c %i "$work"/cache/autosp/*.so)" ] || complain "compiled again in spite of the cache"
 
 for cut in 0 100 5000; do # cut off, and a byte changed
     object=$(echo "$work"/cache/autosp/*.so)
@@ -52,6 +52,22 @@ printf x | dd of="$object" bs=1 seek=2000 conv=notrunc 2>/dev/null
 train changed --set fuse.policy=on
 same plain changed
 [ "$(objects)" = 1 ] || complain "$(objects) objects after repairs"
+
+# the cache has a bound: what was used last stays
+object=$(echo "$work"/cache/autosp/*.so)
+for i in $(seq 300); do echo "$i" >"$work/cache/autosp/old$i.so"; done
+touch -d '2 days ago' "$work"/cache/autosp/old*.so "$object"
+mkdir "$work/cache/autosp/.build-dead" && touch -d '2 days ago' "$work/cache/autosp/.build-dead"
+train used --set fuse.policy=on # loads the object: its time is now
+"$autosp" train "$source/tests/fixtures/gpt2.pt2" --data "$work/text.txt" --seq 64 --steps 1 --threads 1 --set fuse.policy=on \
+    >/dev/null 2>&1 || complain "the training that adds an object failed"
+[ "$(objects)" = 256 ] || complain "$(objects) objects in a cache of at most 256"
+[ -e "$object" ] || complain "the object that was used last was removed"
+[ ! -e "$work/cache/autosp/.build-dead" ] || complain "the folder of a compiler that crashed stays"
+for i in 1 2 3; do truncate -s 30M "$work/cache/autosp/old-large$i.so"; touch -d "$i hours ago" "$work/cache/autosp/old-large$i.so"; done
+"$autosp" train "$source/tests/fixtures/qwen2.pt2" --data "$work/text.txt" --seq 64 --steps 1 --threads 1 --set fuse.policy=on \
+    >/dev/null 2>&1 || complain "the training that adds another object failed"
+[ "$(du -bc "$work"/cache/autosp/*.so | tail -1 | cut -f1)" -le $((64 << 20)) ] || complain "the cache passed 64 MiB"
 
 rm -r "$work/cache/autosp" # a race
 train one --set fuse.policy=on & train two --set fuse.policy=on & wait

@@ -34,6 +34,18 @@ done
 mpi 4 check "$model" --seq 30 --batch 3 --threads 1 --json >"$dir/out" 2>"$dir/stderr" || complain "check on 4: exit $?"
 grep -qF '"ranks": 4' "$dir/out" && [ "$(wc -l <"$dir/out")" = 1 ] || complain "check on 4 prints $(cat "$dir/out")"
 
+# A compiler that fails, or is missing, for one process: one line, and all train without generated kernels, as one plan.
+if command -v cc gcc clang >/dev/null; then
+    for lacking in /bin/false /nowhere/cc; do
+        # shellcheck disable=SC2016
+        timeout 120 "$source/scripts/mpirun" -n 2 sh -c '[ "$OMPI_COMM_WORLD_RANK" = 0 ] || export CC=$1; shift; exec "$@"' \
+            sh $lacking "$autosp" train "$model" --data "$text" --seq 64 --steps 1 --threads 1 >"$dir/out" 2>"$dir/stderr" ||
+            complain "with CC=$lacking on rank 1: exit $?: $(cat "$dir/stderr")"
+        [ "$(grep -c 'rank 1: .*all ranks are going on without fused kernels' "$dir/stderr")" = 1 ] ||
+            complain "with CC=$lacking on rank 1: $(cat "$dir/stderr")"
+    done
+fi
+
 # A mistake ends all processes with one message.
 mpi 2 train "$model" --data "$dir/none.txt" --seq 64 >"$dir/out" 2>"$dir/stderr" && complain "a missing file is accepted"
 grep -q "none.txt" "$dir/stderr" || complain "the missing file is not named"
