@@ -162,6 +162,9 @@ static void simple(const char *name, ir_op op, dtype t, int64_t rows, int64_t co
     finish(b);
 }
 
+enum { HEAD = 64, HEADS = 12, VOCAB = 32000 };
+static int64_t *ids; /* labels and tokens */
+
 /* ---- the kernels of a step --------------------------------------------------------------------------- */
 
 static void norms(dtype t) {
@@ -219,6 +222,68 @@ static void elements(dtype t) {
     simple("softmax gradient", OP_softmax_grad, t, ROWS, COLS, 2, 1, dy);
 }
 
+/* Rows of logits with labels: the loss, its gradient, both in one. */
+static void losses(dtype t) {
+    static const char *const name[] = {"cross-entropy", "cross-entropy gradient", "cross-entropy + gradient"};
+    for (int what = 0; what < 3; what++) {
+        bench *b = add(name[what], t, 512, VOCAB);
+        int in[4] = {operand(b, t, GEN_ELEMENTS), operand(b, DT_I64, GEN_ROW)}, v[2] = {-1, -1};
+        if (what == 1) in[2] = operand(b, DT_F32, GEN_ROW);
+        in[3] = what ? operand(b, DT_F32, GEN_ROW) : 0;
+        b->t[1].data = ids;
+        if (what != 1) {
+            memcpy(v, member(b, OP_xent, in, DT_F32), sizeof v);
+            in[2] = v[1];
+            result(b, v[0], DT_F32, GEN_ROW, GEN_STORE, -1), result(b, v[1], DT_F32, GEN_ROW, GEN_STORE, -1);
+        }
+        if (what) result(b, *member(b, OP_xent_grad, in, t), t, GEN_ELEMENTS, GEN_STORE, 0);
+        finish(b);
+    }
+}
+
+/* Rotary embedding: rows are heads, columns half of one. */
+static void rope(dtype t) {
+    enum { TOKENS = 16384, HALF = HEAD / 2 };
+    bench *b = add("rope", t, TOKENS, HEADS * HEAD);
+    b->m = (traffic){(2.0 * HEADS + 2) * TOKENS * HEAD * (double)dtype_size(t), 1, 1, 1};
+    b->k = gen_new(memory);
+    char *x = array[b->next++], *angles[2] = {array[b->next], array[b->next + 1]};
+    const ir_node plain = {0};
+    int in[2][3], y[2];
+    for (int i = 0; i < 6; i++) {
+        vec_push(memory, &b->k->in, ((gen_operand){.type = t, .step = GEN_UNIT}));
+        in[i / 3][i % 3] = gen_load(b->k, i);
+    }
+    gen_halves_member(b->k, &plain, in, t, y);
+    for (int h = 0; h < 2; h++)
+        vec_push(memory, &b->k->out, ((gen_result){.type = t, .step = GEN_UNIT, .store = GEN_STORE, .value = y[h]}));
+    for (int i = 0; i < 8; i++) {
+        int h = i < 6 ? i / 3 : i - 6, which = i < 6 ? i % 3 : 0;
+        b->t[i] = (tensor){.type = t, .rank = 3, .dim = {TOKENS, HEADS, HALF}, .stride = {HEAD, 0, 1}};
+        if (!which) b->t[i].stride[0] = HEADS * HEAD, b->t[i].stride[1] = HEAD;
+        b->t[i].data = (which ? angles[which - 1] : x) + h * HALF * dtype_size(t);
+    }
+    finish(b);
+}
+
+static void optimizer(void) {
+    bench *b = add("adamw", DT_F32, 1, 8192 * 3072);
+    b->k = gen_adamw(memory);
+    static float number[GEN_ADAMW_NUMBERS];
+    adamw_params p = {.lr = 1e-5, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 1, .step = 10};
+    gen_adamw_numbers(&p, number);
+    for (int i = 0; i < 7 + GEN_ADAMW_NUMBERS; i++) {
+        static const int place[] = {0, 2, 3};
+        int r = i - 4 - GEN_ADAMW_NUMBERS; /* which result */
+        bool big = i < 4 || r >= 0;
+        b->t[i] = (tensor){.type = DT_F32, .rank = 1, .dim = {b->cols}, .stride = {big}};
+        b->t[i].data = i < 4 ? array[i] : r >= 0 ? array[place[r]] : (char *)(number + i - 4);
+        if (big) b->m.bytes += bytes_of(&b->t[i]);
+    }
+    b->m.read = 4, b->m.written = 3, b->m.in_place = 3;
+    finish(b);
+}
+
 static void casts(void) {
     for (int way = 0; way < 2; way++) {
         bench *b = add(way ? "cast bf16 to f32" : "cast f32 to bf16", way ? DT_BF16 : DT_F32, 8192, 3072);
@@ -230,8 +295,6 @@ static void casts(void) {
 }
 
 /* ---- kernels by hand --------------------------------------------------------------------------------- */
-
-enum { HEAD = 64, HEADS = 12, VOCAB = 32000 };
 
 static bench *by_hand(const char *name, dtype t, int64_t rows, int64_t cols, void (*run)(bench *), double bytes,
                       int read, int written, int in_place) {
@@ -268,7 +331,6 @@ static void run_copy(bench *b) {
     y.data = array[1];
     kern_copy(&y, &x);
 }
-static int64_t *ids;
 static float row_data[3][1 << 15];
 static void run_embed(bench *b) {
     sp_status s = kern_embed_fwd(b->type, b->rows, b->cols, VOCAB, ids, array[0], array[1], b->cols);
@@ -307,15 +369,15 @@ static void run_dropout(bench *b) {
 
 static void others(dtype t) {
     const double e = (double)dtype_size(t), rows = 16384, wide = 16384.0 * 768 * e, logits = 512.0 * VOCAB * e;
-    by_hand("rope", t, 16384, HEADS * HEAD, run_rope, 2 * wide + 2 * rows * HEAD * e, 1, 1, 1);
+    by_hand("rope by hand", t, 16384, HEADS * HEAD, run_rope, 2 * wide + 2 * rows * HEAD * e, 1, 1, 1);
     by_hand("copy", t, 16384, HEADS * HEAD, run_copy, 2 * wide, 1, 1, 0);
     by_hand("permute, heads first", t, 16384, HEADS * HEAD, run_heads_first, 2 * wide, 1, 1, 0);
     by_hand("transpose", t, 16384, 768, run_transpose, 2 * wide, 1, 1, 0);
     by_hand("dropout", t, 16384, 768, run_dropout, 2 * wide, 1, 1, 1);
     by_hand("embedding", t, 16384, 768, run_embed, 2 * wide, 1, 1, 0);
     by_hand("embedding gradient", t, 16384, 768, run_embed_grad, wide + 8 * rows * 768, 2, 1, 1);
-    by_hand("cross-entropy", t, 512, VOCAB, run_xent, logits, 1, 0, 0);
-    by_hand("cross-entropy gradient", t, 512, VOCAB, run_xent_grad, 2 * logits, 1, 1, 1);
+    by_hand("cross-entropy by hand", t, 512, VOCAB, run_xent, logits, 1, 0, 0);
+    by_hand("its gradient by hand", t, 512, VOCAB, run_xent_grad, 2 * logits, 1, 1, 1);
     if (t != DT_F32) return;
     by_hand("adamw by hand", t, 8192, 3072, run_adamw, 7.0 * 4 * 8192 * 3072, 4, 3, 3);
     by_hand("gradients' norm", t, 8192, 3072, run_norm, 4.0 * 8192 * 3072, 1, 0, 0);
@@ -392,6 +454,9 @@ int main(int argc, char **argv) {
     for (dtype t = DT_F32; t <= DT_BF16; t += DT_BF16) {
         norms(t);
         elements(t);
+        losses(t);
+        rope(t);
+        if (t == DT_F32) optimizer();
         others(t);
     }
     casts();
