@@ -109,7 +109,7 @@ static const struct {
 } settings[] = {
     {"shard.exchange", "auto|a2a|gather|ring|UxR", "auto", AT(exchange), "how queries meet keys across ranks"},
     {"mask.bytes", "BYTES", NULL, AT(mask_bytes), "most that an attention mask kept as data may take; 64 MiB"},
-    {"save.policy", "all|pytorch|autosp|layer|budget", "budget", AT(save_policy), "what the backward pass keeps"},
+    {"save.policy", "all|pytorch|autosp|layer|budget|least", "budget", AT(save_policy), "what the backward pass keeps"},
     {"tile.policy", "auto|loss|off", "auto", AT(tile_policy), "loops over the sequence for the loss and the MLP"},
     {"tile.bytes", "BYTES", NULL, AT(tile_bytes), "most that a tile takes; larger values are tiled"},
     {"tile.rows", "N", NULL, AT(tile_rows), "fewest rows of a rank in a tile; 256 by itself"},

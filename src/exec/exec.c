@@ -166,12 +166,13 @@ static void release_list(exec *e, call *calls, int n) {
 
 /* All ranks must run the same plan: all_reduce of hash and its complement by maximum shows any difference. */
 static sp_status compare_hash(const exec *e) {
-    int64_t mine[2] = {(int64_t)(e->p->hash >> 1), -(int64_t)(e->p->hash >> 1)}, top[2];
+    uint64_t hash = plan_hash(e->p);
+    int64_t mine[2] = {(int64_t)(hash >> 1), -(int64_t)(hash >> 1)}, top[2];
     TRY(comm_all_reduce(e->o.comm, mine, top, 2, DT_I64, COMM_MAX));
     CHECK(top[0] == -top[1],
           "rank %d compiled another plan than the others (%016llx); do all ranks run the same binary "
           "with the same options and model?",
-          comm_rank(e->o.comm), (unsigned long long)e->p->hash);
+          comm_rank(e->o.comm), (unsigned long long)hash);
     return SP_OK;
 }
 

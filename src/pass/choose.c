@@ -7,11 +7,15 @@
  * falls with the budget, so the least of them does too. A choice is passed over when its plan would not win even if it
  * computed again no more than it must.
  *
- * Only where there is something to choose: the policy `budget`, and neither tiles nor their size given by the user.
- * Without a budget it is the loss head alone, in tiles of at least 1024 rows: those cost no time and rid the step of
- * most of the logits, and a tile of them (4 to 6 KiB a word) is less than the head's weights, gradients and moments (16
- * bytes a word and channel) from 384 channels on. Tiles of 256 rows, and of the MLPs, cost GPT-2 small 6 % of a step in
- * bf16 at 4096 tokens and lower its peak by 8 %. Requires: a joint graph. Keeps: everything; only the options change.
+ * For the policy `least` the choice with the least peak is taken, trying from fine to coarse: usually the finest has
+ * it.
+ *
+ * Only where there is something to choose: the policies `budget` and `least`, and neither tiles nor their size given by
+ * the user. Without a budget it is the loss head alone, in tiles of at least 1024 rows: those cost no time and rid the
+ * step of most of the logits, and a tile of them (4 to 6 KiB a word) is less than the head's weights, gradients and
+ * moments (16 bytes a word and channel) from 384 channels on. Tiles of 256 rows, and of the MLPs, cost GPT-2 small 6 %
+ * of a step in bf16 at 4096 tokens and lower its peak by 8 %. Requires: a joint graph. Keeps: everything; only the
+ * options change.
  */
 #include "pass/pass.h"
 
@@ -41,31 +45,60 @@ static sp_status attempt(const ir_graph *joint, const pass_options *o, const cos
     return ok;
 }
 
+static pass_options with_choice(const pass_options *o, int i) {
+    pass_options x = *o;
+    x.tiling = i + 1;
+    x.tile_policy = choices[i].policy;
+    x.tile_share = choices[i].share;
+    x.loss_share = choices[i].loss;
+    x.tile_late = choices[i].late;
+    return x;
+}
+
+/* The choice whose leanest plan takes the least; the first that takes no more than is enough. */
+static sp_status leanest(const ir_graph *joint, const pass_options *o, const cost_machine *m, pass_options *out) {
+    int64_t least = INT64_MAX;
+    for (int i = CHOICES - 1; i >= 0 && least > o->enough; i--) {
+        save_report r = {0};
+        double seconds;
+        pass_options x = with_choice(o, i);
+        x.save = &r;
+        TRY(attempt(joint, &x, m, &seconds));
+        if (r.arena >= least) continue;
+        least = r.arena;
+        *out = x;
+        out->save = o->save;
+    }
+    return SP_OK;
+}
+
 sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_options *out) {
     const pass_options *o = given;
     cost_machine cpu;
     *out = *given;
     out->again_bound = INFINITY;
-    bool ours = !o->save_policy || strcmp(o->save_policy, "budget") == 0;
+    bool least = o->save_policy && strcmp(o->save_policy, "least") == 0;
+    bool ours = least || !o->save_policy || strcmp(o->save_policy, "budget") == 0;
     if (!ours || (o->tile_policy && strcmp(o->tile_policy, "auto") != 0) || o->tile_bytes) return SP_OK;
-    if (o->memory <= 0) {
+    if (!least && o->memory <= 0) {
         out->tile_policy = "loss";
         out->tile_rows = o->tile_rows ? o->tile_rows : 1024;
         return SP_OK;
     }
     if (!o->lower) return SP_OK;
+    if (o->tiling) {
+        *out = with_choice(o, o->tiling - 1);
+        return SP_OK;
+    }
     TRY(cost_machine_parse(joint->a, "cpu", &cpu));
     const cost_machine *machine = o->machine ? o->machine : &cpu;
+    if (least) return leanest(joint, o, machine, out);
     double best = INFINITY, tiled = 0; /* tiled: what every plan with a tiled loss computes again, at least */
-    int64_t least = INT64_MAX;         /* budget, where none fits: the choice that needs the least speaks for all */
+    int64_t lean = INT64_MAX;          /* budget, where none fits: the choice that needs the least speaks for all */
     for (int i = 0; i < CHOICES; i++) {
         save_report r = {0};
         double seconds = 0;
-        pass_options x = *given;
-        x.tile_policy = choices[i].policy;
-        x.tile_share = choices[i].share;
-        x.loss_share = choices[i].loss;
-        x.tile_late = choices[i].late;
+        pass_options x = with_choice(given, i);
         x.save = &r;
         if (best < INFINITY) { /* can it win even with the least that may be computed again? */
             pass_options all = x;
@@ -76,16 +109,15 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
         out->again_bound = fmin(out->again_bound, r.bound);
         if (i) tiled = r.bound;
         if (ok != SP_OK) {
-            if (best < INFINITY || r.least <= 0 || r.least >= least) continue;
-            least = r.least;
+            if (best < INFINITY || r.least <= 0 || r.least >= lean) continue;
+            lean = r.least;
         } else {
             if (seconds >= best) continue;
             best = seconds;
         }
-        out->tile_policy = x.tile_policy;
-        out->tile_share = x.tile_share;
-        out->loss_share = x.loss_share;
-        out->tile_late = x.tile_late;
+        double bound = out->again_bound;
+        *out = with_choice(given, i);
+        out->again_bound = bound;
         if (best < INFINITY && i == 0 && r.again <= 0) break; /* nothing is computed again, nothing is cut */
     }
     return SP_OK;

@@ -25,6 +25,8 @@ typedef struct pass_options {
     double again_bound;      /* set by pass_choose: no plan under any of its choices computes again less */
     int64_t tile_bytes;      /* bound on a loop's working set, and values above it are tiled; 0: by widths */
     int64_t tile_rows;       /* fewest rows of one rank in a tile; 0: 256 */
+    int tiling;              /* of pass_choose's choices the one to take, counted from 1; 0: it chooses */
+    int64_t enough;          /* save_policy least: any plan of at most so many bytes will do; 0: the leanest */
     int64_t memory;          /* bytes a rank, 0: no budget */
     int64_t host_memory;     /* bytes a rank for values moved to the host; 0: none */
     const cost_machine *machine; /* prices operators; NULL: "cpu" */
@@ -62,8 +64,8 @@ int64_t pass_tile_padding(const pass_options *o, int64_t rows);
 /* schedule.c: the nodes in an order with a lower peak of live bytes, or the same order. */
 sp_status pass_schedule(const ir_graph *g, ir_graph **out) SP_NODISCARD;
 
-/* choose.c: how finely to tile, by trying; changes tile_policy, the shares, tile_late and again_bound of the options.
- */
+/* choose.c: how finely to tile, by trying; changes tiling, tile_policy, the shares, tile_late and again_bound of the
+ * options. */
 sp_status pass_choose(const ir_graph *joint, const pass_options *o, pass_options *out) SP_NODISCARD;
 
 /* ---- pipeline.c ------------------------------------------------------------------------------- */

@@ -24,6 +24,7 @@ static sp_status save(const ir_graph *g, const pass_options *o, ir_graph **out) 
     save_options so = {.policy = o->save_policy,
                        .memory = o->memory,
                        .host_memory = o->host_memory,
+                       .enough = o->enough,
                        .machine = o->machine ? o->machine : &cpu,
                        .lower = o->lower,
                        .finish = tile,
@@ -71,6 +72,7 @@ sp_status pass_pipeline(const ir_graph *imported, const pass_options *o, pass_af
     pass_options chosen;
     TRY(pass_choose(g, o, &chosen)); /* how finely to tile under the budget */
     TRY(pass_memory(g, &chosen, after, ctx, joint));
+    if (o->save) o->save->tiling = chosen.tiling;
     return bounds(g, *joint, &chosen);
 }
 

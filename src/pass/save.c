@@ -99,9 +99,11 @@ typedef struct search {
     int *choice;
 } search;
 
-static void take(search *s, int point) {
+/* The plans of all segments at a point of the front. */
+static const remat_plan *const *taken(search *s, int point) {
     remat_curve_plans(s->curve, point, s->choice);
     for (int k = 0; k < s->m->nseg; k++) s->plan[k] = &s->chain.plans[s->m->cls[k]].data[s->choice[k]];
+    return s->plan;
 }
 
 /* The bytes of a rank when the graph is lowered and placed. */
@@ -117,35 +119,34 @@ static sp_status lowered(const save_options *o, const ir_graph *g, save_report *
 
 /* What a point of the front really takes. Candidates live in an arena of their own. */
 static sp_status try_point(search *s, int point, int64_t *bytes) {
-    take(s, point);
     if (!s->o->lower) {
         *bytes = s->pts->data[point].peak;
         return SP_OK;
     }
     arena *a = arena_new();
     ir_graph *g;
-    sp_status ok = save_emit(s->m, a, s->plan, &g);
+    sp_status ok = save_emit(s->m, a, taken(s, point), &g);
     if (ok == SP_OK) ok = lowered(s->o, g, s->r, bytes);
     arena_free(a);
     return ok;
 }
 
 /* No plan fits: names what the leanest one takes. */
-static sp_status too_small(search *s, int64_t least) {
-    s->r->least = least;
-    take(s, 0);
-    report_plans(s->m, s->plan, s->r);
+static sp_status too_small(const save_model *m, const save_options *o, const remat_plan *const *leanest, int64_t bytes,
+                           save_report *r) {
+    r->least = bytes;
+    report_plans(m, leanest, r);
     char have[24], want[24];
-    if (!s->o->lower)
+    if (!o->lower)
         FAIL("--memory %s is too small: the least feasible budget is %s (%lld bytes), by estimate",
-             human_bytes(s->o->memory, have), human_bytes(least, want), (long long)least);
+             human_bytes(o->memory, have), human_bytes(bytes, want), (long long)bytes);
     arena *a = arena_new();
     ir_graph *g;
     plan *p;
-    sp_status ok = save_emit(s->m, a, s->plan, &g);
-    if (ok == SP_OK && s->o->finish) ok = s->o->finish(s->o->ctx, g, &g);
-    if (ok == SP_OK) ok = plan_build(g, s->o->lower, &p);
-    if (ok == SP_OK) ok = plan_refuse(p, s->o->memory, NULL);
+    sp_status ok = save_emit(m, a, leanest, &g);
+    if (ok == SP_OK && o->finish) ok = o->finish(o->ctx, g, &g);
+    if (ok == SP_OK) ok = plan_build(g, o->lower, &p);
+    if (ok == SP_OK) ok = plan_refuse(p, o->memory, NULL);
     arena_free(a);
     return ok;
 }
@@ -322,40 +323,105 @@ static sp_status unchanged(const save_model *m, const save_options *o, save_repo
     return SP_OK;
 }
 
-/* Where the estimate's leanest plan does not fit: does the one that keeps boundaries only? If
- * not and it is leaner than `least` bytes, it is what the refusal names. */
-static sp_status boundaries_only(const save_model *m, const save_options *o, save_report *r, int64_t least,
-                                 ir_graph **out, bool *fits) {
-    const remat_plan **chosen = ARENA_ARRAY(m->a, const remat_plan *, m->nseg);
-    *fits = false;
-    if (!o->lower) return SP_OK;
-    for (int k = 0; k < m->nseg; k++) {
-        remat_plan *p = ARENA_NEW(m->a, remat_plan);
-        const remat_seg *s = &m->seg[k].s;
-        TRY_NOTE(keep_boundary(m->a, s, p), "save: segment %d of %d", k + 1, m->nseg);
-        ASSERT(remat_complete(s, p, NULL));
-        remat_window(s, p, NULL, NULL);
-        chosen[k] = p;
+/* ---- the leanest ------------------------------------------------------------------------------- */
+
+/* The plans of each class, three times: with the windows of segments that run whole; with those of segments that a
+ * later pass tiles; by kept bytes alone. The judge sees them all. */
+typedef struct class_plans {
+    remat_plans *whole, *tiled, *bare;
+} class_plans;
+
+static sp_status find_plans(const save_model *m, const save_options *o, class_plans *out) {
+    out->whole = ARENA_ARRAY(m->a, remat_plans, m->ncls);
+    out->tiled = ARENA_ARRAY(m->a, remat_plans, m->ncls);
+    out->bare = ARENA_ARRAY(m->a, remat_plans, m->ncls);
+    int64_t wide = wide_bytes(m);
+    for (int c = 0; c < m->ncls; c++) {
+        const remat_seg *x = &m->seg[m->first[c]].s;
+        remat_plans *p = &out->whole[c];
+        TRY_NOTE(remat_front(m->a, x, PLANS, p), "save: segment %d of %d", m->first[c] + 1, m->nseg);
+        if (o->host_memory > 0) add_host_plans(m, o, x, p);
+        out->tiled[c] = in_tiles(m, x, wide, p);
+        out->bare[c] = in_tiles(m, NULL, 0, p);
     }
-    ir_graph *g;
-    plan *p = NULL;
-    arena *a = arena_new();
-    sp_status ok = save_emit(m, a, chosen, &g);
-    if (ok == SP_OK && o->finish) ok = o->finish(o->ctx, g, &g);
-    if (ok == SP_OK) ok = plan_build(g, o->lower, &p);
-    int64_t bytes = p ? p->memory.arena : 0;
-    if (ok == SP_OK && bytes > o->memory && bytes < least) {
-        r->least = bytes;
-        ok = plan_refuse(p, o->memory, NULL);
+    return SP_OK;
+}
+
+/* The chain's leanest plan by these estimates; with a host, values of as many of the first segments as its memory
+ * allows are moved there. */
+static const remat_plan **least_by_estimate(const save_model *m, const remat_plans *plans, int64_t host_memory,
+                                            int64_t *peak) {
+    remat_chain c = {.n = m->nseg, .cls = m->cls, .plans = plans, .host_budget = host_memory};
+    int *choice = ARENA_ARRAY(m->a, int, m->nseg), with = 0;
+    for (int lo = 0, hi = m->nseg; host_memory > 0 && hi - lo > 1;) { /* not the last's: they would come back at once */
+        int mid = lo + (hi - lo) / 2;
+        remat_chain_least(&c, mid, choice);
+        if (remat_chain_eval(&c, choice).host <= host_memory)
+            with = lo = mid;
+        else
+            hi = mid;
     }
-    arena_free(a);
-    TRY(ok);
-    *fits = bytes <= o->memory;
-    if (!*fits) return SP_OK;
+    remat_chain_least(&c, with, choice);
+    *peak = remat_chain_eval(&c, choice).peak;
+    const remat_plan **out = ARENA_ARRAY(m->a, const remat_plan *, m->nseg);
+    for (int k = 0; k < m->nseg; k++) out[k] = &plans[m->cls[k]].data[choice[k]];
+    return out;
+}
+
+/* The same values kept in every segment? */
+static bool same_plans(const save_model *m, const remat_plan *const *x, const remat_plan *const *y) {
+    for (int k = 0; k < m->nseg; k++)
+        if (x[k]->saved != y[k]->saved) return false;
+    return true;
+}
+
+/* The plan that takes the least when it is lowered, of those that the estimates call leanest; the first of at most
+ * `enough` bytes when one is. *bytes: what it takes. */
+static sp_status leanest(const save_model *m, const save_options *o, const class_plans *p, int64_t enough,
+                         save_report *r, const remat_plan ***out, int64_t *bytes) {
+    const remat_plans *sets[] = {p->whole, p->tiled, p->bare, p->whole, p->bare, NULL};
+    const remat_plan **seen[6];
+    int n = 0;
+    *bytes = INT64_MAX;
+    if (o->host_memory > 0) sets[5] = leanest_on_host(m, p->bare);
+    for (int k = 0; k < (o->host_memory > 0 ? 6 : 3) && *bytes > enough; k++) {
+        int64_t b;
+        seen[n] = least_by_estimate(m, sets[k], k < 3 ? 0 : o->host_memory, &b);
+        bool again = false;
+        for (int i = 0; i < n && !again; i++) again = same_plans(m, seen[i], seen[n]);
+        if (again) continue;
+        if (o->lower) {
+            arena *a = arena_new();
+            ir_graph *g;
+            sp_status ok = save_emit(m, a, seen[n], &g);
+            if (ok == SP_OK) ok = lowered(o, g, r, &b);
+            arena_free(a);
+            TRY(ok);
+        }
+        if (b < *bytes) *out = seen[n], *bytes = b;
+        n++;
+    }
+    return SP_OK;
+}
+
+static sp_status take_leanest(const save_model *m, const remat_plan *const *chosen, int64_t bytes, save_report *r,
+                              ir_graph **out) {
     report_plans(m, chosen, r);
     r->arena = bytes;
     return save_emit(m, m->g->a, chosen, out);
 }
+
+static sp_status least_policy(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
+    class_plans p;
+    const remat_plan **chosen;
+    int64_t bytes;
+    TRY(find_plans(m, o, &p));
+    r->resident = m->resident;
+    TRY(leanest(m, o, &p, o->enough, r, &chosen, &bytes));
+    return take_leanest(m, chosen, bytes, r, out);
+}
+
+/* ---- the fastest that fits ---------------------------------------------------------------------- */
 
 /* Seconds that no plan computes again less than, for any tiling. Where the backward starts, all that is kept is alive
  * at once, beside what is always there; in each segment's backward, all that the segments before it keep, beside what
@@ -376,51 +442,41 @@ static double bound_of(const save_model *m, const save_options *o, const remat_p
 
 static sp_status budget_policy(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
     search s = {.m = m, .o = o, .r = r};
-    remat_plans *plans = ARENA_ARRAY(m->a, remat_plans, m->ncls);
-    for (int c = 0; c < m->ncls; c++) {
-        const remat_seg *x = &m->seg[m->first[c]].s;
-        TRY_NOTE(remat_front(m->a, x, PLANS, &plans[c]), "save: segment %d of %d", m->first[c] + 1, m->nseg);
-        if (o->host_memory > 0) add_host_plans(m, o, x, &plans[c]);
-    }
-    /* Three fronts of the same plans: with the windows of segments that run whole; with those of segments that a later
-     * pass tiles; and, for the host, by kept bytes alone. The judge sees them all. */
-    remat_plans *tiled = ARENA_ARRAY(m->a, remat_plans, m->ncls), *bare = ARENA_ARRAY(m->a, remat_plans, m->ncls);
-    int64_t wide = wide_bytes(m);
-    for (int c = 0; c < m->ncls; c++) {
-        tiled[c] = in_tiles(m, &m->seg[m->first[c]].s, wide, &plans[c]);
-        bare[c] = in_tiles(m, NULL, 0, &plans[c]);
-    }
+    class_plans p;
+    TRY(find_plans(m, o, &p));
     /* First without the host: it is used only where that makes a step faster, or possible. */
     r->resident = m->resident;
-    r->bound = bound_of(m, o, plans);
+    r->bound = bound_of(m, o, p.whole);
     bool fits;
     TRY(unchanged(m, o, r, &fits));
     if (fits) {
-        s = search_of(s, plans, 0);
+        s = search_of(s, p.whole, 0);
         r->front = s.pts;
         r->point = s.pts->n - 1;
         *out = (ir_graph *)m->g;
         return SP_OK;
     }
     found best = {.point = -1}, lean = {.point = -1};
-    remat_plans *sets[] = {plans, tiled, plans, bare, leanest_on_host(m, bare)};
+    remat_plans *sets[] = {p.whole, p.tiled, p.whole, p.bare, leanest_on_host(m, p.bare)};
     for (int k = 0; k < (o->host_memory > 0 ? 5 : 2); k++) {
         if (best.point >= 0 && best.s.pts->data[best.point].seconds <= 0) break;
         search x = search_of(s, sets[k], k < 2 ? 0 : o->host_memory);
         TRY(try_search(&x, &best, &lean));
     }
-    if (best.point < 0) {
-        TRY(boundaries_only(m, o, r, lean.arena, out, &fits));
-        if (!fits) return too_small(&lean.s, lean.arena);
+    if (best.point < 0) { /* the fronts are exact to their resolution only: the leanest plan may still fit */
+        const remat_plan **chosen;
+        int64_t bytes;
+        TRY(leanest(m, o, &p, o->memory, r, &chosen, &bytes));
+        if (bytes > o->memory && lean.arena < bytes) return too_small(m, o, taken(&lean.s, 0), lean.arena, r);
+        if (bytes > o->memory) return too_small(m, o, chosen, bytes, r);
         r->front = lean.s.pts;
         r->point = 0;
-        return SP_OK;
+        return take_leanest(m, chosen, bytes, r, out);
     }
     s = best.s;
     r->point = best.point;
     r->arena = best.arena;
-    take(&s, r->point);
-    TRY(save_emit(m, m->g->a, s.plan, out));
+    TRY(save_emit(m, m->g->a, taken(&s, r->point), out));
     report_plans(m, s.plan, r);
     r->front = s.pts;
     return SP_OK;
@@ -455,17 +511,18 @@ static sp_status fixed_policy(const save_model *m, save_report *r, ir_graph **ou
 }
 
 sp_status pass_save(const ir_graph *joint, const save_options *o, save_report *r, ir_graph **out) {
-    static const char *const policies[] = {"all", "layer", "pytorch", "autosp", "budget"};
+    static const char *const policies[] = {"all", "layer", "pytorch", "autosp", "budget", "least"};
     *r = (save_report){.policy = NULL, .point = -1};
     for (size_t i = 0; i < sizeof policies / sizeof *policies; i++)
         if (strcmp(o->policy ? o->policy : "budget", policies[i]) == 0) r->policy = policies[i];
-    CHECK(r->policy, "save.policy=%s is unknown; use all, pytorch, autosp, layer or budget", o->policy);
+    CHECK(r->policy, "save.policy=%s is unknown; use all, pytorch, autosp, layer, budget or least", o->policy);
     bool rule = strcmp(r->policy, "pytorch") == 0 || strcmp(r->policy, "autosp") == 0;
     arena *a = arena_new();
     save_model m;
-    bool front = strcmp(r->policy, "budget") == 0 && o->memory > 0;
-    sp_status ok = save_model_build(a, joint, o, rule, front, &m);
-    if (ok == SP_OK) ok = front ? budget_policy(&m, o, r, out) : fixed_policy(&m, r, out);
+    bool front = strcmp(r->policy, "budget") == 0 && o->memory > 0, least = strcmp(r->policy, "least") == 0;
+    sp_status ok = save_model_build(a, joint, o, rule, front || least, &m);
+    if (ok == SP_OK)
+        ok = front ? budget_policy(&m, o, r, out) : least ? least_policy(&m, o, r, out) : fixed_policy(&m, r, out);
     arena_free(a);
     return ok;
 }

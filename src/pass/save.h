@@ -14,11 +14,13 @@
  *   layer    keep each layer's input, compute all else of the layer again (full activation checkpointing)
  *   pytorch  the default minimum-cut partitioner of torch.compile: rules by operator, no budget
  *   autosp   the same with AutoSP's rule: products may run again, attention never
- *   budget   ours: the fastest plan within the budget; without one, the same as all */
+ *   budget   ours: the fastest plan within the budget; without one, the same as all
+ *   least    ours: the plan with the least peak; what it takes is the least feasible budget */
 typedef struct save_options {
     const char *policy;          /* NULL: budget */
     int64_t memory;              /* bytes of one rank, everything included; 0: no budget */
     int64_t host_memory;         /* bytes of one rank that values may be moved to; 0: none are */
+    int64_t enough;              /* policy least: any plan of at most so many bytes will do; 0: the leanest */
     const cost_machine *machine; /* prices the operators and the link to the host */
     bool keep_collectives;       /* never run a collective twice (default: those that only move data may) */
     /* What becomes of a candidate before it is lowered: the pass `tile`. NULL: nothing. */
@@ -48,6 +50,7 @@ typedef struct save_report {
     int64_t least;             /* least feasible budget, when the given one was refused */
     int64_t resident;          /* of the bytes of a rank, those that no plan can save (policy budget) */
     int rounds;                /* candidates lowered */
+    int tiling;                /* of pass_choose; set by pass_pipeline */
     double forward, backward;  /* seconds of one step without recomputation */
     double again, comm_again;  /* seconds computed again; of these collectives */
     double bound;              /* lower bound of `again` at this budget (policy budget); 0 else */

@@ -21,6 +21,7 @@ typedef struct builder {
     const plan_options *o;
     plan_tensor *at; /* by value; .buf -1: not made in this program */
     int *uses;
+    const strmap *params; /* name -> plan_param */
     int prog;
     plan_list *code;     /* where instructions go */
     int loop;            /* the loop's workspace while its body is lowered; -1 */
@@ -297,15 +298,14 @@ static const ir_node *lone_accum(const builder *b, const int *user, ir_val v, ir
     return NULL;
 }
 
-static const plan_param *find_param(const plan *p, const char *name) {
-    for (int i = 0; i < p->params.n; i++)
-        if (strcmp(p->params.data[i].name, name) == 0) return &p->params.data[i];
-    return NULL;
+static plan_param *find_param(const builder *b, const char *name) {
+    int64_t i;
+    return strmap_get(b->params, name, &i) ? &b->p->params.data[i] : NULL;
 }
 
 /* The gradient buffer seen through the inverse of the permutes between a product and its accumulation. */
 static plan_tensor grad_window(const builder *b, const ir_node *accum, const ir_val *chain, int len) {
-    const plan_param *q = find_param(b->p, ir_str(accum, "param"));
+    const plan_param *q = find_param(b, ir_str(accum, "param"));
     ir_type t = q->type;
     t.t = b->p->type;
     plan_tensor w = window(q->grad, &t);
@@ -493,7 +493,7 @@ static sp_status lower_loop(builder *b, const ir_node *n) {
     plan_loop *loop = ARENA_NEW(p->a, plan_loop);
     loop->tiles = ir_int(n, "tiles", 1);
     plan_tensor *out = ARENA_ARRAY(p->a, plan_tensor, n->nout);
-    builder in = {.p = p, .g = r, .o = b->o, .prog = b->prog, .code = &loop->body};
+    builder in = {.p = p, .g = r, .o = b->o, .params = b->params, .prog = b->prog, .code = &loop->body};
     in.uses = ir_use_counts(r, p->a);
     in.at = ARENA_ARRAY(p->a, plan_tensor, r->values.n);
     in.target = ARENA_ARRAY(p->a, plan_tensor, r->values.n);
@@ -544,13 +544,16 @@ static sp_status lower_loop(builder *b, const ir_node *n) {
     return SP_OK;
 }
 
-/* Which nodes does value v need? Marks them. */
-static void mark(const ir_graph *g, ir_val v, bool *need) {
-    int start = g->values.data[v].node;
-    need[start] = true;
-    for (int i = start; i >= 0; i--)
-        for (int k = 0; need[i] && k < g->nodes.data[i].nin; k++)
-            need[g->values.data[g->nodes.data[i].in[k]].node] = true;
+/* Which nodes does the program need for this output: what it depends on, and (effects) what every effect does. */
+static bool *needed(const ir_graph *g, const char *output, bool effects) {
+    bool *need = ARENA_ARRAY(g->a, bool, g->nodes.n);
+    need[g->values.data[ir_find_output(g, output)].node] = true;
+    for (int i = g->nodes.n - 1; i >= 0; i--) {
+        const ir_node *n = &g->nodes.data[i];
+        need[i] |= effects && ir_has_effect(n);
+        for (int k = 0; need[i] && k < n->nin; k++) need[g->values.data[n->in[k]].node] = true;
+    }
+    return need;
 }
 
 static sp_status lower_program(builder *b, const bool *need, const char *result) {
@@ -571,14 +574,13 @@ static sp_status lower_program(builder *b, const bool *need, const char *result)
 }
 
 /* Whose gradients are partial sums over the ranks? */
-static void mark_partial(plan *p, const ir_graph *g) {
+static void mark_partial(const builder *b, const ir_graph *g) {
     for (int i = 0; i < g->nodes.n; i++) {
         const ir_node *n = &g->nodes.data[i];
-        if (n->op == OP_loop) mark_partial(p, n->region);
-        for (int k = 0; n->op == OP_accum && k < p->params.n; k++)
-            if (strcmp(p->params.data[k].name, ir_str(n, "param")) == 0)
-                for (int a = 0; a < p->mesh.naxes; a++)
-                    p->params.data[k].partial |= ir_layoutof(g, n->in[0])->axis[a].kind == LAYOUT_PARTIAL;
+        if (n->op == OP_loop) mark_partial(b, n->region);
+        plan_param *q = n->op == OP_accum ? find_param(b, ir_str(n, "param")) : NULL;
+        for (int a = 0; q && a < g->mesh.naxes; a++)
+            q->partial |= ir_layoutof(g, n->in[0])->axis[a].kind == LAYOUT_PARTIAL;
     }
 }
 
@@ -593,6 +595,8 @@ static void find_ignore(plan *p, const ir_graph *g) {
 
 static void place_leaves(builder *b) {
     plan *p = b->p;
+    strmap *names = strmap_new(p->a);
+    b->params = names;
     for (int i = 0; i < b->g->nodes.n; i++) {
         const ir_node *n = &b->g->nodes.data[i];
         if (n->op == OP_param) {
@@ -609,6 +613,7 @@ static void place_leaves(builder *b) {
                 if (b->o->optimizer) q.m = new_buf(p, SEC_MOMENT, ir_bytes(&master), -1);
                 if (b->o->optimizer) q.v = new_buf(p, SEC_MOMENT, ir_bytes(&master), -1);
             }
+            strmap_put(names, q.name, p->params.n);
             vec_push(p->a, &p->params, q);
         } else if (n->op == OP_input) {
             plan_input in = {.name = ir_str(n, "name"), .type = *ir_typeof(b->g, n->out[0])};
@@ -618,7 +623,7 @@ static void place_leaves(builder *b) {
             vec_push(p->a, &p->inputs, in);
         }
     }
-    mark_partial(p, b->g);
+    mark_partial(b, b->g);
 }
 
 sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) {
@@ -642,14 +647,8 @@ sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) {
     place_leaves(&b);
     plan_tensor *leaves = arena_memdup(g->a, b.at, sizeof *b.at * (size_t)g->values.n);
     for (b.prog = 0; b.prog < PROG_COUNT_OF; b.prog++) {
-        bool *need = ARENA_ARRAY(g->a, bool, g->nodes.n);
         const char *result = b.prog == PROG_COUNT ? "count" : "loss_sum";
-        mark(g, ir_find_output(g, result), need);
-        for (int i = 0; b.prog == PROG_STEP && i < g->nodes.n; i++)
-            if (ir_has_effect(&g->nodes.data[i])) {
-                for (int k = 0; k < g->nodes.data[i].nin; k++) mark(g, g->nodes.data[i].in[k], need);
-                need[i] = true;
-            }
+        bool *need = needed(g, result, b.prog == PROG_STEP);
         b.code = &p->program[b.prog].instrs;
         memcpy(b.at, leaves, sizeof *b.at * (size_t)g->values.n);
         TRY(lower_program(&b, need, result));
@@ -658,10 +657,6 @@ sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) {
     }
     if (o->fuse && o->optimizer && p->type == DT_F32) p->adamw = gen_adamw(p->a);
     TRY(plan_layout(p, o));
-    buf text = {0};
-    plan_print(p, &text);
-    p->hash = hash_bytes(HASH_INIT, text.data, text.n);
-    buf_free(&text);
     *out = p;
     return SP_OK;
 }

@@ -87,22 +87,43 @@ static void rename_buf(plan_list *body, int from, int to) {
         }
 }
 
-static void in_place(plan *p, plan_list *list, plan_tensor *result, int loop) {
-    int n = p->bufs.n;
-    int *heir = ARENA_ARRAY(p->a, int, n), *last = ARENA_ARRAY(p->a, int, n);
-    for (int b = 0; b < n; b++) heir[b] = b;
+/* By buffer, for one depth of loops; set for the buffers of the list at hand only. */
+typedef struct scratch {
+    int *heir, *last;
+    struct scratch *inner;
+} scratch;
+
+static scratch *scratch_new(plan *p) {
+    scratch *s = ARENA_NEW(p->a, scratch);
+    s->heir = ARENA_ARRAY(p->a, int, p->bufs.n);
+    s->last = ARENA_ARRAY(p->a, int, p->bufs.n);
+    return s;
+}
+
+static void in_place(plan *p, plan_list *list, plan_tensor *result, int loop, scratch *s) {
+    int *heir = s->heir, *last = s->last;
     for (int i = 0; i < list->n; i++) {
         const plan_instr *in = &list->data[i];
-        for (int k = 0; k < in->nin; k++) last[in->in[k].buf] = i;
-        for (int k = 0; k < in->nout; k++) last[in->out[k].buf] = i;
+        for (int k = 0; k < in->nin + in->nout; k++) {
+            int b = (k < in->nin ? &in->in[k] : &in->out[k - in->nin])->buf;
+            heir[b] = b;
+            last[b] = i;
+        }
+        for (int j = 0; in->loop && j < in->loop->body.n; j++) { /* renamed with the list around them */
+            const plan_instr *x = &in->loop->body.data[j];
+            for (int k = 0; k < x->nin; k++) heir[x->in[k].buf] = x->in[k].buf;
+            for (int k = 0; k < x->nout; k++) heir[x->out[k].buf] = x->out[k].buf;
+        }
     }
+    if (result) heir[result->buf] = result->buf;
     if (result) last[result->buf] = list->n;
     for (int i = 0; i < list->n; i++) {
         plan_instr *in = &list->data[i];
         for (int k = 0; k < in->nin; k++) in->in[k].buf = find(heir, in->in[k].buf);
         if (in->loop) {
             rename_body(&in->loop->body, heir);
-            in_place(p, &in->loop->body, NULL, in->work);
+            if (!s->inner) s->inner = scratch_new(p);
+            in_place(p, &in->loop->body, NULL, in->work, s->inner);
         }
         for (int k = 0; k < in->nout; k++) {
             int out = in->out[k].buf = find(heir, in->out[k].buf);
@@ -128,5 +149,5 @@ static void in_place(plan *p, plan_list *list, plan_tensor *result, int loop) {
 
 void plan_in_place(plan *p, int program) {
     plan_program *pr = &p->program[program];
-    in_place(p, &pr->instrs, pr->has_result ? &pr->result : NULL, -1);
+    in_place(p, &pr->instrs, pr->has_result ? &pr->result : NULL, -1, scratch_new(p));
 }

@@ -37,17 +37,17 @@ static void lifetimes(plan *p) {
     }
 }
 
-/* Places a section's buffers of one list: of the body whose workspace is `loop`, or (-1) of program g. */
-static sp_status place_list(plan *p, plan_section sec, int g, int loop, int64_t align, int64_t base, int64_t *size,
-                            int64_t *bound) {
+/* Places those of n buffers (ids) that are in a section: of one program, or of one body. */
+static sp_status place_list(plan *p, plan_section sec, const int *ids, int n, int64_t align, int64_t base,
+                            int64_t *size, int64_t *bound) {
     VEC(place_buf) bufs = {0};
     VEC(int) index = {0};
-    for (int b = 0; b < p->bufs.n; b++) {
-        const plan_buf *x = &p->bufs.data[b];
-        if (x->section != sec || x->program != g || x->first < 0 || x->loop != loop) continue;
+    for (int k = 0; k < n; k++) {
+        const plan_buf *x = &p->bufs.data[ids[k]];
+        if (x->section != sec || x->first < 0) continue;
         place_buf y = {.size = x->bytes, .first = x->first, .last = x->last, .align = align, .group = -1};
         vec_push(p->a, &bufs, y);
-        vec_push(p->a, &index, b);
+        vec_push(p->a, &index, ids[k]);
     }
     *size = *bound = 0;
     if (!bufs.n) return SP_OK;
@@ -62,15 +62,26 @@ static sp_status place_list(plan *p, plan_section sec, int g, int loop, int64_t 
     return SP_OK;
 }
 
-static sp_status place_program(plan *p, int g, int64_t align, int64_t base, int64_t *size, int64_t *bound) {
+/* Places program g, work and host copies. */
+static sp_status place_program(plan *p, int g, int64_t align, int64_t base, int64_t *size, int64_t *bound,
+                               int64_t *host) {
     const plan_list *list = &p->program[g].instrs;
+    /* Its buffers, those of the program itself first (start[0]), then those of each body (start[1 + its workspace]). */
+    int *start = ARENA_ARRAY(p->a, int, p->bufs.n + 3), *ids = ARENA_ARRAY(p->a, int, p->bufs.n);
+    for (int b = 0; b < p->bufs.n; b++)
+        if (p->bufs.data[b].program == g) start[p->bufs.data[b].loop + 3]++;
+    for (int b = 2; b < p->bufs.n + 3; b++) start[b] += start[b - 1];
+    for (int b = 0; b < p->bufs.n; b++)
+        if (p->bufs.data[b].program == g) ids[start[p->bufs.data[b].loop + 2]++] = b;
     for (int i = 0; i < list->n; i++) /* bodies first: their arenas are buffers of the program */
         if (list->data[i].loop) {
             int64_t live;
-            int64_t *body = &p->bufs.data[list->data[i].work].bytes;
-            TRY(place_list(p, SEC_WORK, g, list->data[i].work, align, 0, body, &live));
+            int w = list->data[i].work, at = start[w + 1];
+            TRY(place_list(p, SEC_WORK, ids + at, start[w + 2] - at, align, 0, &p->bufs.data[w].bytes, &live));
         }
-    TRY(place_list(p, SEC_WORK, g, -1, align, base, size, bound));
+    TRY(place_list(p, SEC_WORK, ids, start[1], align, base, size, bound));
+    int64_t host_bound;
+    TRY(place_list(p, SEC_HOST, ids, start[1], align, 0, host, &host_bound));
     for (int b = 0; b < p->bufs.n; b++) {
         plan_buf *x = &p->bufs.data[b];
         if (x->program == g && x->loop >= 0 && x->first >= 0) x->offset += p->bufs.data[x->loop].offset;
@@ -113,17 +124,16 @@ static void peak_parts(plan *p) {
 sp_status plan_layout(plan *p, const plan_options *o) {
     int64_t at = 0, align = o->align ? o->align : WORK_ALIGN;
     plan_memory *m = &p->memory;
+    bool *second = ARENA_ARRAY(p->a, bool, p->bufs.n);
+    for (int k = 0; k < p->params.n; k++)
+        if (p->params.data[k].v >= 0) second[p->params.data[k].v] = true;
     for (int s = 0; s < SEC_WORK; s++) {
         int64_t start = at;
         for (int half = 0; half < (s == SEC_MOMENT ? 2 : 1); half++)
             for (int b = 0; b < p->bufs.n; b++) {
                 plan_buf *x = &p->bufs.data[b];
                 if ((int)x->section != s) continue;
-                if (s == SEC_MOMENT) { /* all first moments, then all second ones */
-                    bool second = false;
-                    for (int k = 0; k < p->params.n; k++) second |= p->params.data[k].v == b;
-                    if (second != (half == 1)) continue;
-                }
+                if (s == SEC_MOMENT && second[b] != (half == 1)) continue; /* all first moments, then all second */
                 x->offset = at;
                 CHECK(add_ok(at, round_up(x->bytes, SECTION_ALIGN), &at), "the plan needs more than 2^63 bytes");
             }
@@ -134,10 +144,9 @@ sp_status plan_layout(plan *p, const plan_options *o) {
     int64_t work = 0;
     for (int g = 0; g < PROG_COUNT_OF; g++) {
         int64_t size, bound, host;
-        TRY(place_program(p, g, align, at, &size, &bound));
+        TRY(place_program(p, g, align, at, &size, &bound, &host));
         work = max64(work, size);
         m->live_bound = max64(m->live_bound, bound);
-        TRY(place_list(p, SEC_HOST, g, -1, align, 0, &host, &bound));
         m->section[SEC_HOST] = max64(m->section[SEC_HOST], host);
     }
     m->section[SEC_WORK] = work;
@@ -223,4 +232,12 @@ void plan_print(const plan *p, buf *out) {
         gen_print(kernel[i], out);
     }
     arena_free(a);
+}
+
+uint64_t plan_hash(const plan *p) {
+    buf text = {0};
+    plan_print(p, &text);
+    uint64_t h = hash_bytes(HASH_INIT, text.data, text.n);
+    buf_free(&text);
+    return h;
 }

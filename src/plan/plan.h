@@ -124,7 +124,6 @@ typedef struct plan {
     gen_kernel *adamw;         /* the optimizer's step; NULL: it is not generated */
     plan_program program[PROG_COUNT_OF];
     plan_memory memory;
-    uint64_t hash; /* of the plan's text; ranks compare it before the first collective */
 } plan;
 
 typedef struct plan_options {
@@ -146,6 +145,9 @@ int plan_kernels(const plan *p, arena *a, gen_kernel ***out);
 
 /* The plan as text: one line per buffer and instruction. */
 void plan_print(const plan *p, buf *out);
+
+/* Of the plan's text; ranks compare it before the first collective. */
+uint64_t plan_hash(const plan *p);
 
 /* alive.c: the buffers of the work area that are alive where the step program is fullest, the `most` largest first, a
  * line each ("\n  16.00 MiB f32[1,512,2048] dot 'linear_4' with model.layers.0.mlp.up.weight, kept for the backward

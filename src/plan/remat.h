@@ -147,6 +147,11 @@ int remat_curve_find(const remat_curve *c, int64_t budget);
 /* The plan number of each segment at a point. */
 void remat_curve_plans(const remat_curve *c, int point, int *plan);
 
+/* The plan number of each segment under which the chain's peak is least, of equals the fastest; plans with host bytes
+ * in the first `with_host` segments only. Exact: R_i of remat_chain_solve only grows with R_{i+1}, so that each segment
+ * takes what makes its own R least. The host's budget is not looked at. O(n x plans). */
+void remat_chain_least(const remat_chain *c, int with_host, int *plan);
+
 /* The peak and the sums of given plans of the chain. */
 remat_point remat_chain_eval(const remat_chain *c, const int *plan);
 

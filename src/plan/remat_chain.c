@@ -179,6 +179,26 @@ void remat_curve_plans(const remat_curve *c, int point, int *plan) {
     }
 }
 
+void remat_chain_least(const remat_chain *c, int with_host, int *plan) {
+    int64_t r = c->turn;
+    for (int i = c->n - 1; i >= 0; i--) {
+        const remat_plans *p = &c->plans[c->cls[i]];
+        int best = -1;
+        int64_t least = INT64_MAX;
+        for (int j = 0; j < p->n; j++) {
+            const remat_plan *x = &p->data[j];
+            int64_t need = max64(x->window, x->bytes + r);
+            if (x->host && i >= with_host) continue;
+            if (need > least || (need == least && x->seconds >= p->data[best].seconds)) continue;
+            best = j;
+            least = need;
+        }
+        ASSERT(best >= 0);
+        plan[i] = best;
+        r = least;
+    }
+}
+
 remat_point remat_chain_eval(const remat_chain *c, const int *plan) {
     remat_point p = {.run = -1};
     int64_t most = 0;

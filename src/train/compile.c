@@ -40,32 +40,36 @@ sp_status train_options(const train_model *m, const train_setup *s, pass_options
     return SP_OK;
 }
 
-/* Why the budget refused a plan; zeros when something else went wrong. */
-typedef struct shortage {
-    int64_t need, fixed; /* bytes that the leanest plan takes; of them at any length */
-} shortage;
+static bool ours(const train_setup *s) { return !s->save_policy || strcmp(s->save_policy, "budget") == 0; }
 
-static sp_status compile_with(const train_model *m, const train_setup *s, bool fuse, train_compiled *c, shortage *why) {
+/* What a compilation is for, beside what the user asked for. */
+typedef struct purpose {
+    bool fuse;
+    bool least; /* in place of policy `budget` its leanest plan, or any that fits s->memory */
+    bool bytes; /* with `least`: only what that takes (c->save.arena), no plan */
+    int tiling; /* pass_options */
+} purpose;
+
+static sp_status compile_with(const train_model *m, const train_setup *s, purpose d, train_compiled *c) {
     ir_graph forward = *m->forward, *joint; /* passes allocate in their input's arena and do not change it */
     forward.a = c->a;
     exec_options eo = {.dev = c->dev, .threads = s->threads};
-    plan_options po = {.optimizer = s->optimizer, .fuse = fuse, .workspace = exec_workspace, .ctx = &eo};
+    plan_options po = {.optimizer = s->optimizer, .fuse = d.fuse, .workspace = exec_workspace, .ctx = &eo};
     TRY(train_options(m, s, &c->options));
     pass_options passes = c->options;
     TRY_NOTE(cost_machine_parse(c->a, s->machine ? s->machine : "cpu", &c->machine), "--machine");
     passes.machine = &c->machine;
     passes.save = &c->save;
     passes.lower = &po; /* what a plan really takes depends on the device */
-    if (pass_pipeline(&forward, &passes, NULL, NULL, &joint) != SP_OK) {
-        *why = (shortage){c->save.least, c->save.resident};
-        return SP_FAIL;
+    if (d.least) {
+        passes.save_policy = "least";
+        passes.enough = s->memory;
+        passes.tiling = d.tiling;
     }
+    TRY(pass_pipeline(&forward, &passes, NULL, NULL, &joint));
+    if (d.bytes) return SP_OK;
     c->cost = cost_graph(&c->machine, joint);
-    TRY(plan_build(joint, &po, &c->plan));
-    if (!s->memory || c->plan->memory.arena <= s->memory) return SP_OK;
-    const plan_memory *taken = &c->plan->memory;
-    *why = (shortage){taken->arena, taken->arena - taken->section[SEC_WORK]};
-    return plan_refuse(c->plan, s->memory, c->save.policy);
+    return plan_build(joint, &po, &c->plan);
 }
 
 bool train_fuses(const train_setup *s) {
@@ -98,134 +102,165 @@ static sp_status agree(const train_setup *s, bool have, bool loud, const char *w
     return st;
 }
 
-static sp_status compile_into(const train_model *m, const train_setup *s, train_compiled *c, shortage *why) {
-    bool fuse = train_fuses(s);
-    TRY(compile_with(m, s, fuse, c, why));
-    if (!fuse || !s->run) return SP_OK;
+static sp_status compile_into(const train_model *m, const train_setup *s, purpose d, train_compiled *c) {
+    TRY(compile_with(m, s, d, c));
+    if (!d.fuse || !s->run || d.least) return SP_OK;
     bool have = compile_kernels(c) == SP_OK, all;
     TRY(agree(s, have, true, err_text(), &all));
-    return all ? SP_OK : compile_with(m, s, false, c, why);
+    d.fuse = false;
+    return all ? SP_OK : compile_with(m, s, d, c);
 }
 
-static sp_status compile(const train_model *m, const train_setup *s, train_compiled *out, shortage *why) {
+static sp_status compile(const train_model *m, const train_setup *s, purpose d, train_compiled *out) {
     *out = (train_compiled){.dev = device_find(s->device), .host_dir = s->host_dir};
-    *why = (shortage){0};
     CHECK(out->dev, "this build has no device '%s'", s->device);
     if (out->dev == &device_cpu) TRY(cpu_runs_here());
     CHECK(s->compute != DT_F64 || strcmp(s->device, "ref") == 0, "--dtype f64 needs --device ref");
+    d.fuse = train_fuses(s);
     out->a = arena_new();
-    if (compile_into(m, s, out, why) == SP_OK) return SP_OK;
+    if (compile_into(m, s, d, out) == SP_OK) return SP_OK;
     train_compiled_free(out);
     return SP_FAIL;
 }
 
-/* Does a length fit? *bytes: what its plan takes, or would. Lengths that the model refuses for other reasons count as
- * not fitting, with 0 bytes. */
-static bool fits(const train_model *m, const train_setup *s, int64_t seq, int64_t *bytes) {
+/* ---- the longest sequence ---------------------------------------------------------------------- */
+
+/* A length and what its plan takes, in bytes. Of length 0: what is needed at any. */
+typedef struct length {
+    int64_t seq, bytes;
+} length;
+
+/* The search for the longest length that fits s->memory. Under policy `budget` a length fits when its leanest plan
+ * does; to find that takes a fraction of the time that the fastest one takes. */
+typedef struct search {
+    const train_model *m;
+    const train_setup *s;
+    int tiling;       /* of the leanest plan, once known: for all lengths; 0 */
+    int64_t shortest; /* that the model takes */
+    length low, high; /* the first fits; the second does not (seq 0: none known; bytes 0: the model refuses it) */
+} search;
+
+static search search_of(const train_model *m, const train_setup *s) {
+    return (search){.m = m, .s = s, .shortest = round_up(m->is_text ? 1 : max64(m->import.seq_min, 1), s->ranks)};
+}
+
+static length try_length(search *x, int64_t seq) {
     train_compiled c;
-    train_setup t = *s;
-    shortage why;
+    train_setup t = *x->s;
+    length l = {.seq = seq};
+    purpose d = {.least = ours(&t), .bytes = ours(&t), .tiling = x->tiling};
     t.seq = seq;
     t.run = false;
-    if (compile(m, &t, &c, &why) != SP_OK) {
-        *bytes = why.need;
-        return false;
-    }
-    *bytes = c.plan->memory.arena;
+    if (compile(x->m, &t, d, &c) != SP_OK) return l;
+    l.bytes = d.least ? c.save.arena : c.plan->memory.arena;
+    if (!x->low.bytes) x->low.bytes = d.least ? c.save.resident : l.bytes - c.plan->memory.section[SEC_WORK];
+    x->tiling = c.save.tiling;
     train_compiled_free(&c);
-    return true;
+    return l;
 }
 
-/* The longest sequence that fits, from one that is known to (0: none is): outwards in doubling steps until one does not
- * fit, then bisected to half a percent. */
-static sp_status longest_from(const train_model *m, const train_setup *s, int64_t low, int64_t *best) {
-    int64_t step = s->ranks, high = 0, start = low, bytes;
-    for (int64_t n = low ? low + max64(step, low / 256 / step * step) : 64 * step; n <= (int64_t)1 << 32;
-         n = start ? n + 2 * (n - start) : 2 * n) {
-        if (!fits(m, s, n, &bytes)) {
-            high = n;
-            break;
+/* Bytes grow nearly in proportion to the length, so a few steps along the line through the two nearest known lengths do
+ * where doubling and halving would compile twenty. Each goes for a little less than where that line meets the budget,
+ * and from the eighth on every other one for the middle, whatever the line says. Ends when what is known not to fit, or
+ * what is left of the budget by the line, is within a part of the length. Requires one known length besides low. */
+static void longest(search *x, length last, int64_t part) {
+    enum { TRIES = 40 };
+    int64_t step = x->s->ranks, top = (int64_t)1 << 32, most = x->m->import.seq_max;
+    if (!x->m->is_text && most > 0) top = min64(top, most);
+    for (int i = 0; i < TRIES; i++) {
+        int64_t near = max64(step, x->low.seq / part), n = x->low.seq + (x->high.seq - x->low.seq) / 2;
+        length other = x->high.bytes ? x->high : last;
+        double slope = (double)(other.bytes - x->low.bytes) / (double)(other.seq - x->low.seq);
+        bool line = other.seq != x->low.seq && slope > 0 && (i < 8 || i % 2 || !x->high.seq);
+        if (x->high.seq && x->high.seq - x->low.seq <= near) break;
+        if (line) {
+            double left = (double)(x->s->memory - x->low.bytes) / slope;
+            if (x->low.seq && left < (double)near) break;
+            n = x->low.seq + (int64_t)(left < (double)top ? left : (double)top);
+            n -= n / (2 * part);
+        } else if (!x->high.seq) {
+            n = 2 * x->low.seq;
         }
-        low = n;
-    }
-    CHECK(low || high > step, "no sequence length fits: %s", err_text());
-    while (high && high - low > max64(step, low / 256)) {
-        int64_t n = low + (high - low) / 2 / step * step;
-        if (n == low) break;
-        if (fits(m, s, n, &bytes))
-            low = n;
+        n = max64(max64(n / step * step, x->low.seq + step), x->shortest);
+        n = min64(n, x->high.seq ? x->high.seq - step : top / step * step);
+        if (n <= x->low.seq || n < x->shortest) break;
+        length l = try_length(x, n);
+        last = x->low;
+        if (l.bytes && l.bytes <= x->s->memory)
+            x->low = l;
         else
-            high = n;
+            x->high = l;
     }
-    CHECK(low > 0, "no sequence length fits: %s", err_text());
-    *best = low;
-    return SP_OK;
 }
 
-/* Plans under a budget take longest to make, and at the longest length they are nearly those of full recomputation: its
- * length, found first, is where their search begins. */
 sp_status train_longest(const train_model *m, const train_setup *s, int64_t *best) {
-    int64_t from = 0, bytes;
-    if (!s->save_policy || strcmp(s->save_policy, "budget") == 0) {
-        train_setup lean = *s;
-        lean.save_policy = "layer";
-        lean.host_memory = 0;
-        if (longest_from(m, &lean, 0, &from) != SP_OK || !fits(m, s, from, &bytes)) from = 0;
+    search x = search_of(m, s);
+    length first = try_length(&x, max64(64 * s->ranks, x.shortest)), last = x.low;
+    if (first.bytes && first.bytes <= s->memory)
+        x.low = first;
+    else
+        x.high = first;
+    longest(&x, last, 256);
+    *best = x.low.seq;
+    if (*best) return SP_OK;
+    train_compiled c;
+    train_setup shortest = *s;
+    shortest.seq = x.high.seq;
+    shortest.run = false;
+    if (compile(m, &shortest, (purpose){.least = ours(s), .tiling = x.tiling}, &c) == SP_OK) {
+        sp_status refused = plan_refuse(c.plan, s->memory, ours(s) ? NULL : c.save.policy);
+        ASSERT(refused == SP_FAIL);
+        train_compiled_free(&c);
     }
-    return longest_from(m, s, from, best);
+    FAIL("no sequence length fits: %s", err_text());
 }
 
-/* The longest length below s->seq, which does not fit, mostly to a percent; 0 when none is found. Bytes grow
- * nearly in proportion to the length, so a few steps along the line through the nearest lengths on both sides do where
- * bisection would take a dozen compilations. */
-static int64_t longest_below(const train_model *m, const train_setup *s, const shortage *why) {
-    enum { TRIES = 5 };
-    int64_t step = s->ranks, low = 0, high = s->seq / step * step, low_bytes = why->fixed, high_bytes = why->need;
-    for (int i = 0; i < TRIES && high - low > max64(step, low / 128); i++) {
-        double slope = (double)(high_bytes - low_bytes) / (double)(high - low);
-        int64_t guess = low + (int64_t)((double)(s->memory - low_bytes) / slope), bytes;
-        guess = max64(guess, low + low / 128); /* above what fits already, by what decides */
-        int64_t n = min64(max64(guess / step * step, low + step), high - step);
-        if (n <= low) break;
-        if (fits(m, s, n, &bytes)) {
-            low = n;
-            low_bytes = bytes;
-        } else if (bytes) {
-            high = n;
-            high_bytes = bytes;
-        } else {
-            break; /* shorter than the model takes */
-        }
-    }
-    for (int i = 0; !low && i < 2 * TRIES; i++) { /* not even nearly a line */
-        int64_t n = high / 2 / step * step, bytes;
-        if (n < step) break;
-        if (fits(m, s, n, &bytes))
-            low = n;
-        else
-            high = n;
-    }
-    return low;
+/* Refuses a budget that plan `c`, which is freed, is above; with the longest length that fits, where one may. */
+static sp_status refuse(const train_model *m, const train_setup *s, train_compiled *c) {
+    const plan_memory *taken = &c->plan->memory;
+    length fixed = {0, taken->arena - taken->section[SEC_WORK]};
+    search x = search_of(m, s);
+    x.tiling = c->save.tiling;
+    x.low = fixed;
+    x.high = (length){s->seq, taken->arena};
+    sp_status refused = plan_refuse(c->plan, s->memory, ours(s) ? NULL : c->save.policy);
+    train_compiled_free(c);
+    if (m->fixed_seq || fixed.bytes >= s->memory) return refused;
+    char have[24], *text = strdup(err_text()); /* trying lengths sets other texts */
+    longest(&x, x.low, 128);
+    human_bytes(s->memory, have);
+    if (x.low.seq)
+        err_set("%s\n  the longest sequence that fits %s: --seq %lld; or take more --ranks or --memory", text, have,
+                (long long)x.low.seq);
+    else
+        err_set("%s\n  no sequence length fits %s: take more --memory", text, have);
+    free(text);
+    return refused;
+}
+
+/* Does the leanest plan fit? */
+static sp_status feasible(const train_model *m, const train_setup *s) {
+    train_compiled c;
+    purpose d = {.least = true, .bytes = true};
+    TRY(compile(m, s, d, &c));
+    bool fits = c.save.arena <= s->memory;
+    d.bytes = false;
+    d.tiling = c.save.tiling;
+    train_compiled_free(&c);
+    if (fits) return SP_OK;
+    TRY(compile(m, s, d, &c));
+    return refuse(m, s, &c);
 }
 
 sp_status train_compile(const train_model *m, const train_setup *asked, train_compiled *out) {
-    shortage why;
     train_setup setup = *asked, *s = &setup;
     bool all = true;
     if (s->run && s->agree) TRY(agree(s, train_fuses(s), false, "there is no C compiler ($CC, cc, gcc, clang)", &all));
     if (!all) s->fuse_policy = "off";
-    if (compile(m, s, out, &why) == SP_OK) return SP_OK;
-    if (!why.need || m->fixed_seq || why.fixed >= s->memory) return SP_FAIL;
-    char have[24], *text = strdup(err_text()); /* trying lengths sets other texts */
-    int64_t best = longest_below(m, s, &why);
-    human_bytes(s->memory, have);
-    if (best)
-        err_set("%s\n  the longest sequence that fits %s: --seq %lld; or take more --ranks or --memory", text, have,
-                (long long)best);
-    else
-        err_set("%s\n  no sequence length fits %s: take more --memory", text, have);
-    free(text);
-    return SP_FAIL;
+    if (s->memory && ours(s)) TRY(feasible(m, s)); /* at once, before the search for the fastest */
+    TRY(compile(m, s, (purpose){0}, out));
+    if (!s->memory || out->plan->memory.arena <= s->memory) return SP_OK;
+    return refuse(m, s, out);
 }
 
 void train_compiled_free(train_compiled *c) {

@@ -68,6 +68,18 @@ least=$(sed -n 's/.*least feasible budget is [^(]*(\([0-9]*\) bytes).*/\1/p' "$d
 "$autosp" plan "$model" --seq 1500 --ranks 2 --memory "$least" --json >"$dir/least" 2>"$dir/stderr" ||
     complain "the least budget of $least is refused"
 refused 1 "is too small" plan "$model" --seq 1500 --ranks 2 --memory $((least - 1))
+"$autosp" plan "$model" --seq 1500 --ranks 2 --set save.policy=least --json >"$dir/leanest" 2>"$dir/stderr" || complain "it failed"
+[ "$(number peak_bytes "$dir/leanest")" = "$least" ] || complain "save.policy=least takes another peak than $least"
+# --seq max: fits, is near the length that a refusal names, and two percent more does not fit
+for set in save.policy=budget save.policy=layer save.policy=pytorch; do
+    "$autosp" plan "$model" --seq max --ranks 2 --memory 1MiB --set $set --json >"$dir/max" 2>"$dir/stderr" || complain "it failed"
+    max=$(number max_seq "$dir/max")
+    [ "$(number peak_bytes "$dir/max")" -le 1048576 ] || complain "--seq max under $set: more than the budget"
+    [ $set = save.policy=layer ] ||
+        refused 1 "is too small" plan "$model" --seq $((max * 51 / 50)) --ranks 2 --memory 1MiB --set $set
+done
+refused 1 "no sequence length fits: --memory 500.00 KiB is too small" plan "$model" --seq max --memory 500KiB
+refused 1 "no sequence length fits: --memory 560.00 KiB is too small" plan "$model" --seq max --memory 560KiB
 
 # ---- monotone: twelve budgets up to what keeps everything
 "$autosp" plan "$model" --seq 1500 --ranks 2 --set save.policy=all --set tile.policy=off --json >"$dir/all"

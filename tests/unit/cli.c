@@ -140,7 +140,7 @@ static void names_are_suggested(void **state) {
     refused(CLI_PLAN, "m --lr 1", "--lr is not an option of this command");
     refused(CLI_PLAN, "m --set save.polcy=all", "did you mean save.policy?");
     refused(CLI_PLAN, "m --set optimizer.name=sgd", "there are shard.exchange");
-    refused(CLI_PLAN, "m --set save.policy=some", "all|pytorch|autosp|layer|budget");
+    refused(CLI_PLAN, "m --set save.policy=some", "all|pytorch|autosp|layer|budget|least");
     refused(CLI_PLAN, "m --set save.policy", "PASS.OPTION=VALUE");
     refused(CLI_PLAN, "m --set save.policy=", "PASS.OPTION=VALUE");
     refused(CLI_PLAN, "m --set shard.exchange=UxR", "'UxR'");
@@ -161,7 +161,7 @@ static void help_lists_the_commands_options(void **state) {
     fclose(f);
     assert_non_null(strstr(text, "--seq N"));
     assert_non_null(strstr(text, "--memory BYTES"));
-    assert_non_null(strstr(text, "save.policy=all|pytorch|autosp|layer|budget"));
+    assert_non_null(strstr(text, "save.policy=all|pytorch|autosp|layer|budget|least"));
     assert_null(strstr(text, "--lr"));
     assert_null(strstr(text, "Optimizer")); /* no heading without options */
     free(text);

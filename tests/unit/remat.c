@@ -399,6 +399,10 @@ static void chain_is_the_best_of_all_combinations(void **state) {
             assert_true(peak < 400);
             best[peak] = fmin(best[peak], s);
         }
+        int low = 0; /* the least peak of all combinations, */
+        while (best[low] == INFINITY) low++;
+        remat_chain_least(&c, 0, plan);
+        assert_int_equal(remat_chain_eval(&c, plan).peak, low);
         for (int m = 1; m < 400; m++) best[m] = fmin(best[m], best[m - 1]);
         for (int m = 0; m < 400; m++) {
             int k = remat_curve_find(curve, m);
@@ -580,6 +584,8 @@ static void offload_shifts_the_front(void **state) {
         assert_true(pts->data[k].seconds <= seconds * (1 + 1e-3));
         assert_true(remat_chain_bound(&c, (int64_t)20 << 30) <= pts->data[k].seconds * (1 + 1e-9));
         if (gib) assert_true(pts->data[0].peak <= least && pts->data[k].seconds < seconds);
+        remat_chain_least(&c, gib ? 31 : 0, plan);
+        assert_true(remat_chain_eval(&c, plan).peak <= pts->data[0].peak);
         remat_curve_plans(curve, k, plan);
         assert_int_equal(remat_chain_eval(&c, plan).peak, pts->data[k].peak);
         assert_int_equal(with.data[plan[31]].host, 0); /* its values would come back at once */

@@ -313,7 +313,7 @@ static void budgets_are_monotone(void **state) {
     assert_int_equal(pass_save(g, &o, &r, &out), SP_FAIL);
     o.policy = "most";
     assert_int_equal(pass_save(g, &o, &r, &out), SP_FAIL);
-    assert_non_null(strstr(err_text(), "all, pytorch, autosp, layer or budget"));
+    assert_non_null(strstr(err_text(), "all, pytorch, autosp, layer, budget or least"));
     arena_free(a);
 }
 
