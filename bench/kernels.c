@@ -1,4 +1,5 @@
 /* kernels.c - speed of the CPU kernels: bench_kernels [threads] [filter] [wall|cpu]
+ *                                       bench_kernels THREADS products [wall|cpu] [f32|bf16]
  *
  * Prints for each kernel and shape the median time and the rate, and what share that is of a peak measured in the same
  * run on as many threads: register-only multiply-adds of the kernel's type for products and attention (peak.c), a triad
@@ -6,7 +7,7 @@
  * instead of the clock: on a busy machine it is what the time would be near if the threads had the processors to
  * themselves. Attention counts visible scores only (4 D operations a score forward, 10 D backward).
  */
-#include "device/cpu/kern.h"
+#include "bench.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -16,13 +17,13 @@
 #include <omp.h>
 #endif
 
-enum { REPS = 7 };
+enum { REPS = 7, ROUNDS = 5 };
 
 static const char *filter = "";
 static int threads = 1;
 static double peak_flops, peak_bf16, peak_bytes;
 
-static void *xalloc(size_t n) {
+void *bench_alloc(size_t n) {
     void *p = NULL;
     n = (n + 4095) / 4096 * 4096 + 4096;
     if (posix_memalign(&p, 4096, n)) {
@@ -33,37 +34,36 @@ static void *xalloc(size_t n) {
     return p;
 }
 
-static float *random_f32(int64_t n) {
+void *bench_random(dtype t, int64_t n) {
     static uint64_t seed = 1;
-    float *x = xalloc(4 * (size_t)n);
-    for (int64_t i = 0; i < n; i++) x[i] = (float)rng_uniform(&seed) - 0.5f;
+    void *x = bench_alloc((size_t)(n * dtype_size(t)));
+    for (int64_t i = 0; i < n; i++) {
+        float v = (float)rng_uniform(&seed) - 0.5f;
+        uint32_t u;
+        memcpy(&u, &v, 4);
+        if (t == DT_F32)
+            ((float *)x)[i] = v;
+        else
+            ((uint16_t *)x)[i] = (uint16_t)(u >> 16);
+    }
     return x;
 }
-
-static uint16_t *random_bf16(int64_t n) {
-    float *x = random_f32(n);
-    uint16_t *y = xalloc(2 * (size_t)n);
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t u;
-        memcpy(&u, x + i, 4);
-        y[i] = (uint16_t)(u >> 16);
-    }
-    free(x);
-    return y;
-}
-
-static void *random_of(dtype t, int64_t n) { return t == DT_F32 ? (void *)random_f32(n) : (void *)random_bf16(n); }
 
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
+double bench_median(double *x, int n) {
+    qsort(x, (size_t)n, sizeof *x, by_value);
+    return x[n / 2];
+}
+
 static bool by_cpu;
-static double clock_s(void) {
+double bench_clock(void) {
     struct timespec t;
     if (!by_cpu) return now_s();
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    clock_gettime(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_PROCESS_CPUTIME_ID, &t);
     return ((double)t.tv_sec + 1e-9 * (double)t.tv_nsec) / threads;
 }
 
@@ -73,12 +73,11 @@ static double clock_s(void) {
         double sample[REPS];                                                                                           \
         __VA_ARGS__;                                                                                                   \
         for (int rep = 0; rep < REPS; rep++) {                                                                         \
-            double begin = clock_s();                                                                                  \
+            double begin = bench_clock();                                                                              \
             __VA_ARGS__;                                                                                               \
-            sample[rep] = clock_s() - begin;                                                                           \
+            sample[rep] = bench_clock() - begin;                                                                       \
         }                                                                                                              \
-        qsort(sample, REPS, sizeof *sample, by_value);                                                                 \
-        (out) = sample[REPS / 2];                                                                                      \
+        (out) = bench_median(sample, REPS);                                                                            \
     } while (0)
 
 static bool wanted(const char *name) { return strstr(name, filter) != NULL; }
@@ -105,7 +104,7 @@ static void measure_peaks(void) {
     double s;
     peak_flops = kern_peak_flops(DT_F32, threads);
     peak_bf16 = kern_peak_flops(DT_BF16, threads);
-    float *a = random_f32(m), *b = random_f32(m), *c = random_f32(m);
+    float *a = bench_random(DT_F32, m), *b = bench_random(DT_F32, m), *c = bench_random(DT_F32, m);
     TIME(s, triad(m, a, b, c));
     peak_bytes = 12.0 * (double)m / s;
     free(a), free(b), free(c);
@@ -126,12 +125,12 @@ static void attention(dtype t, int64_t S, int64_t H, int64_t Hkv, int64_t D, boo
     tensor v = k, dk = k, dv = k, o = q, dq = q, dout = q;
     tensor lse = {.type = DT_F32, .rank = 3, .dim = {1, H, S}, .stride = {H * S, S, 1}};
     tensor *all[] = {&q, &k, &v, &o, &dout, &dq, &dk, &dv};
-    for (int i = 0; i < 8; i++) all[i]->data = random_of(t, tensor_numel(all[i]));
-    lse.data = xalloc(4 * (size_t)(H * S));
+    for (int i = 0; i < 8; i++) all[i]->data = bench_random(t, tensor_numel(all[i]));
+    lse.data = bench_alloc(4 * (size_t)(H * S));
     kern_attn_params p = kern_attn_defaults(1.f / sqrtf((float)D));
     p.causal = causal;
     size_t fwd_bytes = kern_attn_fwd_ws(&q, &k, threads), bwd_bytes = kern_attn_bwd_ws(&q, &k, threads);
-    void *ws = xalloc(fwd_bytes > bwd_bytes ? fwd_bytes : bwd_bytes);
+    void *ws = bench_alloc(fwd_bytes > bwd_bytes ? fwd_bytes : bwd_bytes);
     double s, pairs = causal ? 0.5 * (double)S * (double)(S + 1) : (double)S * (double)S;
     double work = pairs * (double)(H * D);
     TIME(s, kern_attn_fwd(&q, &k, &v, &o, &lse, &p, ws, fwd_bytes));
@@ -142,58 +141,6 @@ static void attention(dtype t, int64_t S, int64_t H, int64_t Hkv, int64_t D, boo
     }
     for (int i = 0; i < 8; i++) free(all[i]->data);
     free(lse.data), free(ws);
-}
-
-/* ---- matrix products --------------------------------------------------------------------------- */
-
-typedef enum form { NT, NN, TN } form; /* y = x W^T, dx = dy W, dW += dy^T x */
-
-static void product(dtype t, form f, kern_gemm_impl_choice impl, int64_t m, int64_t n, int64_t k) {
-    static const char *const form_name[] = {"nt", "nn", "tn+"};
-    char shape[80], name[40];
-    snprintf(name, sizeof name, "gemm_%s %s %s", form_name[f], dtype_name(t),
-             impl == KERN_GEMM_OWN ? "own" : "library");
-    if (!wanted(name)) return;
-    kern_gemm_desc d = {.ab = t,
-                        .c = f == TN ? DT_F32 : t,
-                        .m = m,
-                        .n = n,
-                        .k = k,
-                        .a_rs = k,
-                        .a_cs = 1,
-                        .b_rs = n,
-                        .b_cs = 1,
-                        .c_rs = n,
-                        .c_cs = 1,
-                        .alpha = 1,
-                        .beta = f == TN,
-                        .impl = impl,
-                        .threads = threads};
-    if (f == NT) d.b_rs = 1, d.b_cs = k;
-    if (f == TN) d.a_rs = 1, d.a_cs = m;
-    kern_gemm *g;
-    if (kern_gemm_prepare(&d, &g) != SP_OK) {
-        printf("%-22s %s\n", name, err_text());
-        return;
-    }
-    void *a = random_of(t, m * k), *b = random_of(t, n * k), *c = random_of(d.c, m * n), *ws = xalloc(kern_gemm_ws(g));
-    snprintf(shape, sizeof shape, "M=%d N=%d K=%d %s", (int)m, (int)n, (int)k, kern_gemm_impl(g));
-    double s;
-    sp_status status;
-    TIME(s, status = kern_gemm_run(g, a, b, c, NULL, ws));
-    if (status == SP_OK) report_flops(name, shape, s, 2.0 * (double)m * (double)n * (double)k);
-    kern_gemm_free(g);
-    free(a), free(b), free(c), free(ws);
-}
-
-static void products(dtype t) {
-    static const int64_t shape[][3] = {{512, 768, 768},   {512, 3072, 768},   {2048, 768, 768},
-                                       {2048, 3072, 768}, {2048, 768, 3072},  {4096, 1024, 1024},
-                                       {4096, 256, 256},  {1024, 1024, 2048}, {2048, 2048, 64}};
-    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++)
-        for (form f = NT; f <= TN; f++)
-            for (kern_gemm_impl_choice c = KERN_GEMM_OWN; c <= KERN_GEMM_LIBRARY; c++)
-                product(t, f, c, shape[i][0], shape[i][1], shape[i][2]);
 }
 
 /* ---- rows and elements: bytes that have to move, read and written ------------------------------ */
@@ -212,11 +159,12 @@ static void products(dtype t) {
 static void row_kernels(dtype t) {
     const int64_t rows = 8192, n = 2048, e = dtype_size(t), all = rows * n * e, vocab = 32000, some = 512;
     const char *shape = "rows=8192 n=2048";
-    void *x = random_of(t, rows * n), *y = random_of(t, rows * n), *z = random_of(t, rows * n),
-         *d = random_of(t, rows * n);
-    void *w = random_of(t, n), *b = random_of(t, n), *ws = xalloc(kern_norm_bwd_ws(rows, n));
-    float *mean = xalloc(4 * (size_t)rows), *rstd = xalloc(4 * (size_t)rows), *dw = xalloc(4 * (size_t)n);
-    float *db = xalloc(4 * (size_t)n);
+    void *x = bench_random(t, rows * n), *y = bench_random(t, rows * n), *z = bench_random(t, rows * n),
+         *d = bench_random(t, rows * n);
+    void *w = bench_random(t, n), *b = bench_random(t, n), *ws = bench_alloc(kern_norm_bwd_ws(rows, n));
+    float *mean = bench_alloc(4 * (size_t)rows), *rstd = bench_alloc(4 * (size_t)rows),
+          *dw = bench_alloc(4 * (size_t)n);
+    float *db = bench_alloc(4 * (size_t)n);
     BYTES("rmsnorm_fwd", shape, 2 * all, kern_rmsnorm_fwd(t, rows, n, x, n, w, 1e-5f, y, n, rstd));
     BYTES("rmsnorm_bwd", shape, 3 * all, kern_rmsnorm_bwd(t, rows, n, x, n, w, rstd, z, n, d, n, dw, true, ws));
     BYTES("layernorm_fwd", shape, 2 * all, kern_layernorm_fwd(t, rows, n, x, n, w, b, 1e-5f, y, n, mean, rstd));
@@ -238,7 +186,8 @@ static void row_kernels(dtype t) {
     (void)sink;
 
     tensor a4 = {.data = x, .type = t, .rank = 4, .dim = {1, rows, 32, 64}, .stride = {rows * n, n, 64, 1}}, y4 = a4;
-    tensor cs = {.data = random_f32(rows * 64), .type = DT_F32, .rank = 2, .dim = {rows, 64}, .stride = {64, 1}};
+    tensor cs = {
+        .data = bench_random(DT_F32, rows * 64), .type = DT_F32, .rank = 2, .dim = {rows, 64}, .stride = {64, 1}};
     y4.data = y;
     BYTES("rope", "S=8192 H=32 D=64", 2 * all, kern_rope(&a4, &cs, &cs, false, &y4));
     BYTES("copy contiguous", shape, 2 * all, kern_copy(&y4, &a4));
@@ -249,8 +198,8 @@ static void row_kernels(dtype t) {
     t2.data = y, t2.stride[0] = 1, t2.stride[1] = rows;
     BYTES("copy transpose", shape, 2 * all, kern_copy(&t2, &a2));
 
-    int64_t *ids = xalloc(8 * (size_t)rows);
-    float *table = random_f32(vocab * n);
+    int64_t *ids = bench_alloc(8 * (size_t)rows);
+    float *table = bench_random(DT_F32, vocab * n);
     for (int64_t i = 0; i < rows; i++) ids[i] = i * 7919 % vocab;
     sp_status status;
     BYTES("embed_fwd", "rows=8192 n=2048 V=32000", 2 * all,
@@ -258,8 +207,8 @@ static void row_kernels(dtype t) {
     BYTES("embed_bwd", "rows=8192 n=2048 V=32000", all + 8 * rows * n,
           kern_embed_bwd(t, rows, n, ids, -1, x, n, table));
     free(table);
-    void *logits = random_of(t, some * vocab);
-    float *dl = random_f32(some);
+    void *logits = bench_random(t, some * vocab);
+    float *dl = bench_random(DT_F32, some);
     BYTES("xent_fwd", "rows=512 V=32000", some * vocab * e,
           status = kern_xent_fwd(t, some, vocab, logits, vocab, ids, -100, mean, rstd));
     BYTES("xent_bwd", "rows=512 V=32000 in place", 2 * some * vocab * e,
@@ -279,12 +228,14 @@ int main(int argc, char **argv) {
     if (argc > 2) filter = argv[2];
     if (argc > 3) by_cpu = strcmp(argv[3], "cpu") == 0;
     if (threads < 1) {
-        fprintf(stderr, "usage: bench_kernels [threads] [filter] [wall|cpu]\n");
+        fprintf(stderr, "usage: bench_kernels [threads] [filter] [wall|cpu]\n"
+                        "       bench_kernels THREADS products [wall|cpu] [f32|bf16]\n");
         return 2;
     }
 #ifdef _OPENMP
     omp_set_num_threads(threads);
 #endif
+    if (strcmp(filter, "products") == 0) return bench_products(threads, ROUNDS, argc > 4 ? argv[4] : "");
     measure_peaks();
     for (dtype t = DT_F32; t <= DT_BF16; t += DT_BF16) {
         attention(t, 2048, 8, 8, 64, true);
@@ -296,7 +247,6 @@ int main(int argc, char **argv) {
         attention(t, 2048, 8, 8, 80, true);
         attention(t, 2048, 8, 8, 32, true);
         attention(t, 2048, 2, 2, 256, true);
-        products(t);
         row_kernels(t);
     }
     return 0;

@@ -91,6 +91,21 @@ static void all_forms(void **state) {
                 }
 }
 
+/* Long sides, which the library gets in parts: every form, with and without what the first part alone may do. */
+static void in_parts(void **state) {
+    (void)state;
+    const int64_t size[][3] = {{3, 5, 3600}, {2, 4, 5400}, {3700, 3, 4}, {2, 1800, 7}, {1801, 2, 1793}};
+    for (size_t i = 0; i < sizeof size / sizeof *size; i++)
+        for (int f = 0; f < 4; f++)
+            for (int c = 0; c < 3; c++) {
+                kern_gemm_desc d = desc(DT_F32, DT_F32, size[i][0], size[i][1], size[i][2], f & 1, f & 2, f);
+                d.beta = c == 1, d.bias = c == 2;
+                check(&d);
+                d.ab = DT_BF16;
+                check(&d);
+            }
+}
+
 /* The stride of a dimension of extent 1 may be anything. */
 static void strides_of_one(void **state) {
     (void)state;
@@ -173,6 +188,7 @@ static void bits(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_forms),
+        cmocka_unit_test(in_parts),
         cmocka_unit_test(strides_of_one),
         cmocka_unit_test(scales_and_bias),
         cmocka_unit_test(transposed_output),

@@ -1,0 +1,263 @@
+/* gemm_library.c - matrix products by oneDNN; see gemm_library.h.
+ *
+ * Primitives are created ahead of time, with a workspace of the caller's, so that running allocates nothing.
+ *
+ * The library copies operands that are not laid out as its kernels read them, and for some shapes of f32 it does so
+ * badly (2.6): dx = dy W falls from 90 % of the peak to 60 % as the sum over k gets longer, dW = dy^T x from 88 % to
+ * 72 % with the width of dW. Such a product is done in parts of at most PART rows, columns and steps of k, where later
+ * steps add to the sums of earlier ones; each part is then one of the fast shapes (docs/kernels.md has the table).
+ */
+#include "device/cpu/gemm_library.h"
+
+#ifndef AUTOSP_HAVE_ONEDNN
+
+gemm_library *gemm_library_new(const kern_gemm_desc *d) {
+    (void)d;
+    return NULL;
+}
+void gemm_library_free(gemm_library *g) { (void)g; }
+size_t gemm_library_ws(const gemm_library *g) {
+    (void)g;
+    return 0;
+}
+const char *gemm_library_impl(const gemm_library *g) {
+    (void)g;
+    return "";
+}
+sp_status gemm_library_run(gemm_library *g, const void *a, const void *b, void *c, const void *bias, void *ws) {
+    (void)g, (void)a, (void)b, (void)c, (void)bias, (void)ws;
+    FAIL("this program was built without oneDNN");
+}
+
+#else
+
+#include "device/cpu/threads.h"
+
+#include <oneapi/dnnl/dnnl.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+/* PART: the most rows or columns of C, or steps of k, of one part; a multiple of ALIGN. */
+enum { PART = 1792, ALIGN = 16 };
+
+/* Parts of k: the first sets or adds as asked, later ones add; the last may be short. */
+typedef enum step { FIRST, LATER, SHORT, STEPS } step;
+
+typedef struct product {
+    dnnl_primitive_desc_t pd; /* owns the text impl points to */
+    dnnl_primitive_t prim;    /* NULL: no part has this shape */
+    dnnl_memory_t a, b, c, bias, scratch;
+} product;
+
+struct gemm_library {
+    kern_gemm_desc d;
+    int64_t m, n, k; /* of a part that is not short */
+    size_t ws;
+    const char *impl;
+    dnnl_stream_t stream;
+    product part[2][2][STEPS]; /* [m is short][n is short][step] */
+};
+
+static pthread_once_t engine_once = PTHREAD_ONCE_INIT;
+static dnnl_engine_t engine; /* one for the process, made once, never destroyed: it holds no resources on a CPU */
+
+static void make_engine(void) {
+    if (dnnl_engine_create(&engine, dnnl_cpu, 0) != dnnl_success) engine = NULL;
+}
+
+static dnnl_data_type_t data_type(dtype t) { return t == DT_F32 ? dnnl_f32 : dnnl_bf16; }
+
+/* A matrix (rows, cols) under d's batch dimensions; a batch stride of 0 is a dimension of 1. */
+static bool matrix(const kern_gemm_desc *d, dtype t, int64_t rows, int64_t cols, int64_t rs, int64_t cs,
+                   const int64_t *bs, dnnl_memory_desc_t *md) {
+    dnnl_dims_t dims, strides;
+    for (int i = 0; i < d->nbatch; i++) {
+        dims[i] = bs[i] == 0 ? 1 : d->batch[i];
+        strides[i] = bs[i] == 0 ? rows * cols : bs[i];
+    }
+    dims[d->nbatch] = rows, dims[d->nbatch + 1] = cols;
+    /* The stride of an extent of 1 means nothing to us; the library takes it for a leading dimension and refuses one
+     * that is too short, at run time. */
+    if (rows == 1) rs = cs == 1 ? cols : 1;
+    if (cols == 1) cs = rs == 1 ? rows : 1;
+    strides[d->nbatch] = rs, strides[d->nbatch + 1] = cs;
+    return dnnl_memory_desc_init_by_strides(md, d->nbatch + 2, dims, data_type(t), strides) == dnnl_success;
+}
+
+/* Forms that the library has: no empty matrices, bias only unscaled, no batch dimension repeated by all operands. */
+static bool library_form(const kern_gemm_desc *d) {
+    if (d->m == 0 || d->n == 0 || d->k == 0 || (d->bias && d->alpha != 1)) return false;
+    for (int i = 0; i < d->nbatch; i++)
+        if (d->batch[i] == 0 || d->c_bs[i] == 0 || (d->a_bs[i] == 0 && d->b_bs[i] == 0 && d->batch[i] != 1))
+            return false;
+    return true;
+}
+
+/* The primitive of one part's shape, d. */
+static bool make_product(const kern_gemm_desc *d, gemm_library *g, product *p) {
+    dnnl_memory_desc_t a, b, c, bias;
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_post_ops_t ops = NULL;
+    dnnl_matmul_desc_t op;
+    bool ok = matrix(d, d->ab, d->m, d->k, d->a_rs, d->a_cs, d->a_bs, &a) &&
+              matrix(d, d->ab, d->k, d->n, d->b_rs, d->b_cs, d->b_bs, &b) &&
+              matrix(d, d->c, d->m, d->n, d->c_rs, d->c_cs, d->c_bs, &c);
+    if (d->bias) {
+        dnnl_dims_t dims, strides;
+        for (int i = 0; i <= d->nbatch + 1; i++) dims[i] = 1, strides[i] = d->n;
+        dims[d->nbatch + 1] = d->n, strides[d->nbatch + 1] = 1;
+        ok = ok && !dnnl_memory_desc_init_by_strides(&bias, d->nbatch + 2, dims, data_type(d->c), strides);
+    }
+    ok = ok && !dnnl_primitive_attr_create(&attr);
+    ok = ok && !dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
+    if (d->alpha != 1) ok = ok && !dnnl_primitive_attr_set_output_scales(attr, 1, 0, &d->alpha);
+    if (d->beta != 0) {
+        ok = ok && !dnnl_post_ops_create(&ops) && !dnnl_post_ops_append_sum(ops, d->beta);
+        ok = ok && !dnnl_primitive_attr_set_post_ops(attr, ops);
+    }
+    ok = ok && !dnnl_matmul_desc_init(&op, &a, &b, d->bias ? &bias : NULL, &c);
+    ok = ok && !dnnl_primitive_desc_create(&p->pd, &op, attr, engine, NULL);
+    if (ops) dnnl_post_ops_destroy(ops);
+    if (attr) dnnl_primitive_attr_destroy(attr);
+    ok = ok && !dnnl_primitive_desc_query(p->pd, dnnl_query_impl_info_str, 0, &g->impl);
+    /* The library's reference code is slower than ours by orders of magnitude. */
+    ok = ok && !strstr(g->impl, "ref");
+    ok = ok && !dnnl_primitive_create(&p->prim, p->pd);
+    if (!ok) return false;
+    const dnnl_memory_desc_t *scratch = dnnl_primitive_desc_query_md(p->pd, dnnl_query_scratchpad_md, 0);
+    size_t ws = dnnl_memory_desc_get_size(scratch);
+    if (ws > g->ws) g->ws = ws;
+    return !dnnl_memory_create(&p->a, &a, engine, DNNL_MEMORY_NONE) &&
+           !dnnl_memory_create(&p->b, &b, engine, DNNL_MEMORY_NONE) &&
+           !dnnl_memory_create(&p->c, &c, engine, DNNL_MEMORY_NONE) &&
+           (!d->bias || !dnnl_memory_create(&p->bias, &bias, engine, DNNL_MEMORY_NONE)) &&
+           !dnnl_memory_create(&p->scratch, scratch, engine, DNNL_MEMORY_NONE);
+}
+
+/* Nearly equal parts of at most PART, so that none is too thin. */
+static int64_t part_of(int64_t x) {
+    int64_t parts = ceil_div(x, PART);
+    return parts == 1 ? x : round_up(ceil_div(x, parts), ALIGN);
+}
+
+static void choose_parts(gemm_library *g) {
+    const kern_gemm_desc *d = &g->d;
+    g->m = d->m, g->n = d->n, g->k = d->k;
+    /* Sums of bf16 would be rounded after each part of k; the other forms are fast as they are. */
+    if (d->ab != DT_F32 || d->nbatch || d->b_cs != 1) return;
+    g->n = part_of(d->n);
+    if (d->a_cs == 1)
+        g->k = part_of(d->k);
+    else
+        g->m = part_of(d->m);
+}
+
+static bool make_parts(gemm_library *g) {
+    const kern_gemm_desc *d = &g->d;
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++)
+            for (step s = FIRST; s < STEPS; s++) {
+                kern_gemm_desc part = *d;
+                part.m = i ? d->m % g->m : g->m;
+                part.n = j ? d->n % g->n : g->n;
+                part.k = s == SHORT ? d->k % g->k : g->k;
+                if (s != FIRST) part.beta = 1, part.bias = false;
+                bool exists = part.m && part.n && part.k && (s != LATER || d->k >= 2 * g->k);
+                if (exists && !make_product(&part, g, &g->part[i][j][s])) return false;
+            }
+    return !dnnl_stream_create(&g->stream, engine, dnnl_stream_default_flags);
+}
+
+gemm_library *gemm_library_new(const kern_gemm_desc *d) {
+    pthread_once(&engine_once, make_engine);
+    if (!engine || !library_form(d)) return NULL;
+    gemm_library *g = calloc(1, sizeof *g);
+    if (!g) return NULL;
+    g->d = *d;
+    choose_parts(g);
+#ifdef _OPENMP
+    int before = omp_get_max_threads();
+    omp_set_num_threads(d->threads); /* the library plans for the current team size */
+#endif
+    if (!make_parts(g)) {
+        gemm_library_free(g);
+        g = NULL;
+    }
+#ifdef _OPENMP
+    omp_set_num_threads(before);
+#endif
+    return g;
+}
+
+void gemm_library_free(gemm_library *g) {
+    if (!g) return;
+    product *all = &g->part[0][0][0];
+    for (int i = 0; i < 2 * 2 * STEPS; i++) {
+        product *p = &all[i];
+        dnnl_memory_t memory[] = {p->a, p->b, p->c, p->bias, p->scratch};
+        for (int k = 0; k < 5; k++)
+            if (memory[k]) dnnl_memory_destroy(memory[k]);
+        if (p->prim) dnnl_primitive_destroy(p->prim);
+        if (p->pd) dnnl_primitive_desc_destroy(p->pd);
+    }
+    if (g->stream) dnnl_stream_destroy(g->stream);
+    free(g);
+}
+
+size_t gemm_library_ws(const gemm_library *g) { return g->ws; }
+const char *gemm_library_impl(const gemm_library *g) { return g->impl; }
+
+static dnnl_status_t run_product(gemm_library *g, const product *p, const void *a, const void *b, void *c,
+                                 const void *bias, void *ws) {
+    /* The interface has no const; inputs are not written. */
+    struct {
+        int arg;
+        dnnl_memory_t memory;
+        void *data;
+    } use[] = {{DNNL_ARG_SRC, p->a, (void *)(uintptr_t)a},
+               {DNNL_ARG_WEIGHTS, p->b, (void *)(uintptr_t)b},
+               {DNNL_ARG_DST, p->c, c},
+               {DNNL_ARG_SCRATCHPAD, p->scratch, ws},
+               {DNNL_ARG_BIAS, p->bias, (void *)(uintptr_t)bias}};
+    dnnl_exec_arg_t args[5];
+    int n = p->bias ? 5 : 4;
+    dnnl_status_t status = dnnl_success;
+    for (int i = 0; i < n && status == dnnl_success; i++) {
+        args[i] = (dnnl_exec_arg_t){use[i].arg, use[i].memory};
+        status = dnnl_memory_set_data_handle(use[i].memory, use[i].data);
+    }
+    if (status == dnnl_success) status = dnnl_primitive_execute(p->prim, g->stream, n, args);
+    return status;
+}
+
+static dnnl_status_t run_parts(gemm_library *g, const char *a, const char *b, char *c, const char *bias, void *ws) {
+    const kern_gemm_desc *d = &g->d;
+    const int64_t ab = dtype_size(d->ab), ce = dtype_size(d->c);
+    for (int64_t m0 = 0; m0 < d->m; m0 += g->m)
+        for (int64_t n0 = 0; n0 < d->n; n0 += g->n)
+            for (int64_t k0 = 0; k0 < d->k; k0 += g->k) {
+                step s = k0 == 0 ? FIRST : k0 + g->k <= d->k ? LATER : SHORT;
+                const product *p = &g->part[m0 + g->m > d->m][n0 + g->n > d->n][s];
+                dnnl_status_t status =
+                    run_product(g, p, a + (m0 * d->a_rs + k0 * d->a_cs) * ab, b + (k0 * d->b_rs + n0 * d->b_cs) * ab,
+                                c + (m0 * d->c_rs + n0 * d->c_cs) * ce, bias ? bias + n0 * ce : NULL, ws);
+                if (status != dnnl_success) return status;
+            }
+    return dnnl_stream_wait(g->stream);
+}
+
+sp_status gemm_library_run(gemm_library *g, const void *a, const void *b, void *c, const void *bias, void *ws) {
+#ifdef _OPENMP
+    int before = omp_get_max_threads();
+    omp_set_num_threads(g->d.threads);
+#endif
+    dnnl_status_t status = run_parts(g, a, b, c, bias, ws);
+#ifdef _OPENMP
+    omp_set_num_threads(before);
+#endif
+    CHECK(status == dnnl_success, "oneDNN failed (status %d) in a %lldx%lldx%lld matrix product", (int)status,
+          (long long)g->d.m, (long long)g->d.n, (long long)g->d.k);
+    return SP_OK;
+}
+
+#endif
