@@ -19,6 +19,7 @@ typedef struct dev_call {
     int nin, nout;
     tensor *in, *out;
     bool accumulate; /* add to out instead of overwriting it */
+    bool first;      /* dot: accumulate may be false in one run and true in another; true in workspace and prepare */
     void *work;      /* workspace, 64-byte aligned; contents are lost between calls */
     int64_t work_bytes;
     struct comm *comm; /* collectives: the ranks of the mesh axis */

@@ -24,6 +24,7 @@ static void fill_call(dev_call *c, const plan_instr *i, tensor *tensors) {
                     .nin = i->nin,
                     .nout = i->nout,
                     .accumulate = i->accumulate,
+                    .first = i->first,
                     .from = i->from,
                     .to = i->to,
                     .tile = i->tile,
@@ -247,6 +248,7 @@ static sp_status run_list(exec *e, call *calls, int n, int64_t tile) {
         for (int j = 0; k->run && j < k->c.nin + k->c.nout; j++)
             if (k->step[j]) k->c.in[j].data = k->start[j] + tile * k->step[j];
         k->c.tile_index = tile;
+        if (k->c.first) k->c.accumulate = !e->fresh;
         sp_status s = k->run ? k->run(&k->c) : SP_OK;
         for (int64_t t = 0; t < k->tiles && s == SP_OK; t++) s = run_list(e, k->body, k->nbody, t);
         if (e->profile) {
@@ -305,7 +307,9 @@ sp_status exec_step(exec *e, double inv_count, double *loss_sum) {
         else
             *(float *)at(e, in->buf) = (float)inv_count;
     }
-    return run(e, PROG_STEP, loss_sum);
+    TRY(run(e, PROG_STEP, loss_sum));
+    e->fresh = false;
+    return SP_OK;
 }
 
 int64_t exec_touched_bytes(const exec *e) {

@@ -50,6 +50,7 @@ sp_status exec_step(exec *e, double inv_count, double *loss_sum) SP_NODISCARD;
 /* The sum of losses alone: what the loss needs and nothing else (a tiled loss head brings its backward along; gradients
  * may change). *loss_sum as exec_step's. Collective. */
 sp_status exec_eval(exec *e, double *loss_sum) SP_NODISCARD;
+/* Starts a step: the next exec_step begins the gradients anew. Until then they are not defined. */
 void exec_zero_grads(exec *e);
 /* Adds the ranks' partial gradients up; after it every rank holds the whole gradient. Collective. */
 sp_status exec_reduce_grads(exec *e) SP_NODISCARD;

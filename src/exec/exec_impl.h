@@ -29,6 +29,7 @@ struct exec {
     char *base, *host; /* the arena; the arena of host copies, NULL: none */
     int64_t bytes, host_bytes;
     bool profile;
+    bool fresh; /* no microbatch has run since exec_zero_grads */
     call *calls[PROG_COUNT_OF];
 };
 

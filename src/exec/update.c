@@ -15,9 +15,10 @@ static void zero(char *at, int64_t bytes) {
 }
 
 void exec_zero_grads(exec *e) {
+    e->fresh = true;
     for (int i = 0; i < exec_plan(e)->params.n; i++) {
         const plan_param *p = &exec_plan(e)->params.data[i];
-        if (p->grad >= 0) zero(exec_grad(e, i), exec_plan(e)->bufs.data[p->grad].bytes);
+        if (p->grad >= 0 && !p->stored) zero(exec_grad(e, i), exec_plan(e)->bufs.data[p->grad].bytes);
     }
 }
 

@@ -656,6 +656,7 @@ sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) {
         plan_in_place(p, b.prog);
     }
     if (o->fuse && o->optimizer && p->type == DT_F32) p->adamw = gen_adamw(p->a);
+    plan_first_writes(p);
     TRY(plan_layout(p, o));
     *out = p;
     return SP_OK;

@@ -62,6 +62,7 @@ struct plan_instr {
     int nin, nout;
     plan_tensor *in, *out;
     bool accumulate;      /* the result is added to what `out` holds (gradient buffers) */
+    bool first;           /* with accumulate: in the first microbatch of a step it is stored instead (first.c) */
     int work;             /* workspace buffer, -1 none */
     int axis;             /* mesh axis of a collective, -1 none */
     axis_layout from, to; /* of a collective: its operand's and its result's layout on the axis */
@@ -79,6 +80,7 @@ typedef struct plan_param {
     int buf, grad, m, v; /* buffers; grad, m, v are -1 when it is not trained */
     ir_type type;
     bool trained;
+    bool stored;     /* the first microbatch stores its gradient whole: no zeros are needed before */
     bool partial;    /* ranks hold partial sums of its gradient: reduce over the mesh at the end of a step */
     bool decay_rank; /* rank >= 2: weight decay applies by default */
 } plan_param;
@@ -165,6 +167,8 @@ bool plan_reshape_strides(const tensor *from, int rank, const int64_t *dim, int6
 void plan_fuse(plan *p, int program, const plan_options *o);
 /* inplace.c: lets results take over operands' buffers. Edits the program. */
 void plan_in_place(plan *p, int program);
+/* first.c: finds the products that make a gradient whole before anything else adds to it. Edits the step program. */
+void plan_first_writes(plan *p);
 /* layout.c: lifetimes, sections, offsets and the memory table. */
 sp_status plan_layout(plan *p, const plan_options *o) SP_NODISCARD;
 

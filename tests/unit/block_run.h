@@ -21,6 +21,7 @@ typedef struct run_result {
     double grad[MAX_PARAMS][MAX_NUMEL];
     int64_t work, largest; /* bytes: of all activations; of the largest buffer among them */
     int loops;
+    int stored; /* parameters whose gradient the first microbatch stores */
 } run_result;
 
 typedef struct job {
@@ -96,6 +97,8 @@ static sp_status rank_body(comm *c, void *arg) {
         TRY(exec_count(e, &n));
         count += n;
     }
+    for (int i = 0; i < p->params.n; i++) /* what an earlier step left may not matter */
+        if (exec_grad(e, i)) memset(exec_grad(e, i), 0xff, (size_t)p->bufs.data[p->params.data[i].grad].bytes);
     exec_zero_grads(e);
     for (int m = 0; m < j->accum; m++) {
         double sum;
@@ -110,6 +113,8 @@ static sp_status rank_body(comm *c, void *arg) {
     if (comm_rank(c) == 0) {
         j->result->loss = loss / count;
         j->result->nparams = p->params.n;
+        j->result->stored = 0;
+        for (int i = 0; i < p->params.n; i++) j->result->stored += p->params.data[i].stored;
         j->result->work = p->memory.section[SEC_WORK];
         j->result->largest = j->result->loops = 0;
         for (int i = 0; i < p->bufs.n; i++)

@@ -121,6 +121,8 @@ static sp_status rank_body(comm *c, void *arg) {
     }
     double count, loss;
     TRY(exec_count(e, &count));
+    for (int i = 0; i < p->params.n; i++) /* what an earlier step left may not matter */
+        if (exec_grad(e, i)) memset(exec_grad(e, i), 0xff, (size_t)p->bufs.data[p->params.data[i].grad].bytes);
     exec_zero_grads(e);
     TRY(exec_step(e, 1 / count, &loss));
     TRY(exec_reduce_sum(e, &loss));

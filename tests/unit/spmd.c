@@ -16,6 +16,7 @@ static void ranks_agree(void **state) {
                 j.accum = accum;
                 j.no_last_labels = l % 2;
                 run(j, 1, &one);
+                assert_true(one.stored > 0 && one.stored < one.nparams); /* norms' weights are added to zeros */
                 for (size_t p = 0; p < sizeof ranks / sizeof *ranks; p++) {
                     if (ranks[p] > lengths[l]) continue;
                     run(j, ranks[p], &many);

@@ -1,6 +1,8 @@
 /* dot.c - dot on the cpu device: dimension numbers folded into (batch, m, n, k) with strides for kern_gemm. */
 #include "device/cpu/cpu.h"
 
+#include <stdlib.h>
+
 typedef struct fold {
     int64_t extent, stride;
 } fold;
@@ -81,28 +83,62 @@ static bool describe(const dev_call *c, kern_gemm_desc *g) {
     return true;
 }
 
+/* A call's products: where the first microbatch stores and later ones add, both. */
+typedef struct products {
+    kern_gemm *add_or_set, *set;
+} products;
+
+static void free_products(products *p) {
+    if (!p) return;
+    kern_gemm_free(p->add_or_set);
+    kern_gemm_free(p->set);
+    free(p);
+}
+
+static sp_status prepare(const dev_call *c, kern_gemm_desc d, products **out) {
+    products *p = *out = calloc(1, sizeof *p);
+    CHECK(p, "out of memory for a matrix product's handle");
+    sp_status s = kern_gemm_prepare(&d, &p->add_or_set);
+    d.beta = 0;
+    if (s == SP_OK && c->first) s = kern_gemm_prepare(&d, &p->set);
+    if (s != SP_OK) {
+        free_products(p);
+        *out = NULL;
+    }
+    return s;
+}
+
+static int64_t workspace(const products *p) {
+    int64_t add = (int64_t)kern_gemm_ws(p->add_or_set), set = p->set ? (int64_t)kern_gemm_ws(p->set) : 0;
+    return max64(add, set);
+}
+
 int64_t cpu_dot_workspace(const dev_call *c) {
     kern_gemm_desc d;
-    kern_gemm *g;
-    if (!describe(c, &d) || kern_gemm_prepare(&d, &g) != SP_OK) return 0;
-    int64_t bytes = (int64_t)kern_gemm_ws(g);
-    kern_gemm_free(g);
+    dev_call any = *c;
+    products *p;
+    any.first = c->accumulate; /* which calls are first is found out later */
+    if (!describe(c, &d) || prepare(&any, d, &p) != SP_OK) return 0;
+    int64_t bytes = workspace(p);
+    free_products(p);
     return bytes;
 }
 
 sp_status cpu_dot_prepare(dev_call *c) {
     kern_gemm_desc d;
     if (!describe(c, &d)) return SP_OK; /* the reference kernel takes any strides and types */
-    kern_gemm *g;
-    TRY(kern_gemm_prepare(&d, &g));
-    c->state = g;
-    ASSERT((int64_t)kern_gemm_ws(g) <= c->work_bytes);
+    products *p;
+    TRY(prepare(c, d, &p));
+    c->state = p;
+    ASSERT(workspace(p) <= c->work_bytes);
     return SP_OK;
 }
 
-void cpu_dot_release(dev_call *c) { kern_gemm_free(c->state); }
+void cpu_dot_release(dev_call *c) { free_products(c->state); }
 
 sp_status cpu_dot(dev_call *c) {
     if (!c->state) return ref_dot(c);
-    return kern_gemm_run(c->state, c->in[0].data, c->in[1].data, c->out[0].data, NULL, c->work);
+    const products *p = c->state;
+    kern_gemm *g = c->first && !c->accumulate ? p->set : p->add_or_set;
+    return kern_gemm_run(g, c->in[0].data, c->in[1].data, c->out[0].data, NULL, c->work);
 }
