@@ -64,6 +64,10 @@ sp_status cpu_runs_here(void) SP_NODISCARD;
 
 /* dropout.c: the same for every device on the host. c->to is the operand's layout, c->offset the rank's coordinate. */
 sp_status dropout_run(dev_call *c);
+/* The number of an element of the call's result, given by its local index, in the whole tensor without padding; and
+ * whether the numbers of a row's elements follow one another. */
+uint64_t dropout_number(const dev_call *c, const int64_t *index);
+bool dropout_rows_count_up(const dev_call *c);
 
 /* coll.c: collectives over host memory, for every device that lives there. */
 sp_status coll_run(dev_call *c);

@@ -12,17 +12,44 @@ static int64_t rows_of(const dev_call *c, int d) {
     return c->out[0].dim[d] * (c->tile.kind == LAYOUT_SHARD && c->tile.dim == d ? c->tiles : 1);
 }
 
+uint64_t dropout_number(const dev_call *c, const int64_t *index) {
+    const tensor *y = &c->out[0];
+    const ir_dim *dims;
+    int rank = ir_dims(c->node, "dims", &dims);
+    int64_t seq = ir_int(c->node, "seq", -1), padded = ir_int(c->node, "padded", 1),
+            valid = ir_int(c->node, "valid", 1);
+    uint64_t at = 0;
+    ASSERT(rank == y->rank);
+    for (int d = 0; d < rank; d++) {
+        int64_t g = index[d];
+        if (c->tile.kind == LAYOUT_SHARD && c->tile.dim == d) {
+            int64_t inner = y->dim[d] / c->tile.outer;
+            g = (g / inner * c->tiles + c->tile_index) * inner + g % inner;
+        }
+        if (c->to.kind == LAYOUT_SHARD && c->to.dim == d) {
+            int64_t inner = rows_of(c, d) / c->to.outer;
+            g = (g / inner * comm_size(c->comm) + c->offset) * inner + g % inner;
+        }
+        if (d == seq) g = g / padded * valid + g % padded;
+        at = at * (uint64_t)dims[d] + (uint64_t)g;
+    }
+    return at;
+}
+
+bool dropout_rows_count_up(const dev_call *c) {
+    const int last = c->out[0].rank - 1;
+    return last >= 0 && !(c->tile.kind == LAYOUT_SHARD && c->tile.dim == last) &&
+           !(c->to.kind == LAYOUT_SHARD && c->to.dim == last) && ir_int(c->node, "seq", -1) != last;
+}
+
 sp_status dropout_run(dev_call *c) {
     const tensor *x = &c->in[0], *y = &c->out[0];
     const int64_t *rng = c->in[1].data; /* seed, draw, off */
     const ir_node *n = c->node;
     double p = ir_float(n, "p", 0), keep = p < 1 ? 1 / (1 - p) : 0;
     uint32_t id = (uint32_t)ir_int(n, "id", 0);
-    const ir_dim *dims;
-    int rank = ir_dims(n, "dims", &dims), last = y->rank - 1;
-    int64_t seq = ir_int(n, "seq", -1), padded = ir_int(n, "padded", 1), valid = ir_int(n, "valid", 1);
+    int last = y->rank - 1;
     bool off = rng[2] != 0 || p == 0;
-    ASSERT(rank == y->rank);
     int64_t rows = 1, len = y->rank ? y->dim[last] : 1;
     for (int d = 0; d < last; d++) rows *= y->dim[d];
 #pragma omp parallel for schedule(static) if (rows * len > 4096)
@@ -35,21 +62,8 @@ sp_status dropout_run(dev_call *c) {
             ya += index[d] * y->stride[d];
         }
         for (int64_t i = 0; i < len; i++) {
-            uint64_t at = 0;
             if (last >= 0) index[last] = i;
-            for (int d = 0; d <= last; d++) { /* local index to index in the whole tensor, padding left out */
-                int64_t g = index[d];
-                if (c->tile.kind == LAYOUT_SHARD && c->tile.dim == d) {
-                    int64_t inner = y->dim[d] / c->tile.outer;
-                    g = (g / inner * c->tiles + c->tile_index) * inner + g % inner;
-                }
-                if (c->to.kind == LAYOUT_SHARD && c->to.dim == d) {
-                    int64_t inner = rows_of(c, d) / c->to.outer;
-                    g = (g / inner * comm_size(c->comm) + c->offset) * inner + g % inner;
-                }
-                if (d == seq) g = g / padded * valid + g % padded;
-                at = at * (uint64_t)dims[d] + (uint64_t)g;
-            }
+            uint64_t at = dropout_number(c, index);
             double v = ref_get(x, xa + (last >= 0 ? i * x->stride[last] : 0));
             bool kept = off || philox_uniform((uint64_t)rng[0], (uint64_t)rng[1], id, at) >= (float)p;
             ref_set(y, ya + (last >= 0 ? i * y->stride[last] : 0), kept ? (off ? v : v * keep) : 0);

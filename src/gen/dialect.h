@@ -26,6 +26,10 @@ typedef struct gen_dialect {
     void (*reduce_open)(const gen_kernel *k, int i, buf *out);
     void (*reduce)(const gen_kernel *k, int i, buf *out);
     void (*reduce_close)(const gen_kernel *k, int i, buf *out);
+    /* v<i> = arg[0] of one column, whose number is v<arg[1]>: around the statements that make that element, which name
+     * the column as those of open_columns do. */
+    void (*pick_open)(const gen_kernel *k, int i, buf *out);
+    void (*pick_close)(const gen_kernel *k, int i, buf *out);
     /* Result i. */
     void (*store)(const gen_kernel *k, int i, buf *out);
 } gen_dialect;

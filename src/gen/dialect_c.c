@@ -171,6 +171,19 @@ static void reduce_close(const gen_kernel *k, int i, buf *out) {
                i);
 }
 
+static void pick_open(const gen_kernel *k, int i, buf *out) {
+    int at = k->s.data[i].arg[1];
+    buf_printf(out,
+               "        vf v%d = vset(0);\n"
+               "        if (v%d[0] >= 0 && v%d[0] < (float)a->cols) {\n"
+               "            const int64_t hit = (int64_t)v%d[0], c = hit / VL * VL, left = a->cols - c;\n",
+               i, at, at, at);
+}
+
+static void pick_close(const gen_kernel *k, int i, buf *out) {
+    buf_printf(out, "            v%d = vset(v%d[hit - c]);\n        }\n", i, k->s.data[i].arg[0]);
+}
+
 /* The value to store: what it was before it was rounded to the type that the store rounds it to anyway. */
 static int unrounded(const gen_kernel *k, const gen_result *r) {
     const gen_stmt *s = &k->s.data[r->value];
@@ -210,4 +223,6 @@ const gen_dialect gen_dialect_c = {.prelude = prelude,
                                    .reduce_open = reduce_open,
                                    .reduce = reduce,
                                    .reduce_close = reduce_close,
+                                   .pick_open = pick_open,
+                                   .pick_close = pick_close,
                                    .store = store};

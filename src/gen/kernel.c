@@ -5,7 +5,7 @@
  */
 #include "gen/kernel.h"
 
-static const char *const kind_name[GEN_KINDS] = {"load", "const", "cols", "index", "", "round", "sum", "max"};
+static const char *const kind_name[GEN_KINDS] = {"load", "const", "cols", "index", "", "round", "sum", "max", "pick"};
 
 gen_kernel *gen_new(arena *a) {
     gen_kernel *k = ARENA_NEW(a, gen_kernel);
@@ -29,10 +29,8 @@ static int add(gen_kernel *k, gen_stmt s) {
         s.row &= x->row;
         if (x->level > s.level) s.level = x->level;
     }
-    if (s.kind == GEN_SUM || s.kind == GEN_MAX) {
-        s.row = true;
-        s.level++;
-    }
+    if (s.kind == GEN_SUM || s.kind == GEN_MAX) s.level++;
+    s.row |= s.kind == GEN_SUM || s.kind == GEN_MAX || s.kind == GEN_PICK;
     vec_push(k->a, &k->s, s);
     return k->s.n - 1;
 }
@@ -61,6 +59,10 @@ int gen_round(gen_kernel *k, int x, dtype t) {
 
 int gen_reduce(gen_kernel *k, gen_kind kind, int x) { return add(k, (gen_stmt){.kind = kind, .nargs = 1, .arg = {x}}); }
 
+int gen_pick(gen_kernel *k, int x, int column) {
+    return add(k, (gen_stmt){.kind = GEN_PICK, .nargs = 2, .arg = {x, column}});
+}
+
 /* Drops statements that no result needs and numbers the rest anew. */
 static void sweep(gen_kernel *k) {
     int *to = ARENA_ARRAY(k->a, int, k->s.n + 1), n = 0;
@@ -86,10 +88,20 @@ void gen_finish(gen_kernel *k) {
     for (int i = 0; i < k->out.n; i++) k->columns += k->out.data[i].store >= GEN_COLUMNS;
     for (int i = 0; i < k->in.n; i++) k->labels |= k->in.data[i].labels;
     k->whole_rows = k->levels > 0 || k->columns > 0;
+    for (int i = 0; i < k->s.n; i++) k->whole_rows |= k->s.data[i].kind == GEN_PICK;
     buf text = {0};
     gen_print(k, &text);
     k->hash = hash_bytes(HASH_INIT, text.data, text.n);
     buf_free(&text);
+}
+
+/* Adds the elements that needed ones are made of; rows' values are not elements. */
+static void elements_behind(const gen_kernel *k, bool *needed) {
+    for (int i = k->s.n - 1; i >= 0; i--) {
+        const gen_stmt *s = &k->s.data[i];
+        if (s->row) needed[i] = false;
+        for (int j = 0; needed[i] && s->kind != GEN_LOAD && j < s->nargs; j++) needed[s->arg[j]] = true;
+    }
 }
 
 void gen_pass_needs(const gen_kernel *k, int pass, bool *needed) {
@@ -98,11 +110,13 @@ void gen_pass_needs(const gen_kernel *k, int pass, bool *needed) {
     for (int i = 0; i < k->s.n; i++)
         if ((k->s.data[i].kind == GEN_SUM || k->s.data[i].kind == GEN_MAX) && k->s.data[i].level == pass + 1)
             needed[k->s.data[i].arg[0]] = true;
-    for (int i = k->s.n - 1; i >= 0; i--) {
-        const gen_stmt *s = &k->s.data[i];
-        if (s->row) needed[i] = false;
-        for (int j = 0; needed[i] && s->kind != GEN_LOAD && j < s->nargs; j++) needed[s->arg[j]] = true;
-    }
+    elements_behind(k, needed);
+}
+
+void gen_pick_needs(const gen_kernel *k, int pick, bool *needed) {
+    memset(needed, 0, sizeof *needed * (size_t)k->s.n);
+    needed[k->s.data[pick].arg[0]] = true;
+    elements_behind(k, needed);
 }
 
 void gen_print(const gen_kernel *k, buf *out) {

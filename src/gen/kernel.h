@@ -39,6 +39,7 @@ typedef enum gen_kind {
     GEN_ROUND, /* arg[0] as `type` would hold it: where ops end, what memory would do to it */
     GEN_SUM,   /* of arg[0] along the row */
     GEN_MAX,
+    GEN_PICK, /* arg[0] in the column whose number is arg[1], a row's value; 0 where there is none */
     GEN_KINDS
 } gen_kind;
 
@@ -102,6 +103,7 @@ int gen_cols(gen_kernel *k);
 int gen_index(gen_kernel *k);
 int gen_round(gen_kernel *k, int x, dtype t);
 int gen_reduce(gen_kernel *k, gen_kind kind, int x);
+int gen_pick(gen_kernel *k, int x, int column);
 int gen_op1(gen_kernel *k, ir_op op, int x);
 int gen_op2(gen_kernel *k, ir_op op, int x, int y);
 int gen_op3(gen_kernel *k, ir_op op, int x, int y, int z);
@@ -109,6 +111,8 @@ int gen_op3(gen_kernel *k, ir_op op, int x, int y, int z);
 void gen_finish(gen_kernel *k);
 /* needed[i]: pass p (0 .. levels) computes statement i for each column. */
 void gen_pass_needs(const gen_kernel *k, int pass, bool *needed);
+/* The same for the one column of a GEN_PICK. */
+void gen_pick_needs(const gen_kernel *k, int pick, bool *needed);
 void gen_print(const gen_kernel *k, buf *out);
 
 /* Has this op an expression (expr.def)? */

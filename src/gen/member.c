@@ -189,11 +189,10 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
     case OP_softmax_grad: /* (y, dy): y (dy - <y, dy>) */
         value[0] = mul(k, in[0], sub(k, in[1], gen_reduce(k, GEN_SUM, mul(k, in[0], in[1]))));
         break;
-    case OP_xent: { /* the label's logit as a sum of one element: the others are 0 */
+    case OP_xent: {
         int ignore = gen_const(k, (double)ir_int(n, "ignore", -100)), zero = gen_const(k, 0);
         int top = gen_op2(k, OP_max, gen_reduce(k, GEN_MAX, in[0]), gen_const(k, -3e38));
-        int here = gen_op2(k, OP_eq, gen_index(k), in[1]);
-        int logit = gen_reduce(k, GEN_SUM, gen_op3(k, OP_select, here, in[0], zero));
+        int logit = gen_pick(k, in[0], in[1]);
         int total = gen_op1(k, OP_log, gen_reduce(k, GEN_SUM, gen_op1(k, OP_exp, sub(k, in[0], top))));
         /* top - logit first: it is exact near the maximum, and the logarithm is then not lost in it */
         int loss = gen_op2(k, OP_add, sub(k, top, logit), total);

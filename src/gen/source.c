@@ -58,6 +58,7 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, buf *out
         break;
     case GEN_SUM:
     case GEN_MAX:
+    case GEN_PICK:
     case GEN_KINDS:
         ASSERT(!"not a statement of its own");
     }
@@ -69,18 +70,29 @@ static bool reduces(const gen_stmt *s, int level) {
     return (s->kind == GEN_SUM || s->kind == GEN_MAX) && s->level == level;
 }
 
+static void pick(const gen_dialect *d, const gen_kernel *k, int i, bool *needed, buf *out) {
+    gen_pick_needs(k, i, needed);
+    d->pick_open(k, i, out);
+    for (int j = 0; j < i; j++)
+        if (needed[j]) statement(d, k, j, out);
+    d->pick_close(k, i, out);
+}
+
 static void pass(const gen_dialect *d, const gen_kernel *k, int p, bool *needed, buf *out) {
     bool columns = false, last = p == k->levels;
-    gen_pass_needs(k, p, needed);
     for (int i = 0; i < k->s.n; i++) {
         const gen_stmt *s = &k->s.data[i];
-        if (s->row && s->level == p && s->kind != GEN_SUM && s->kind != GEN_MAX) statement(d, k, i, out);
+        if (s->kind == GEN_PICK && s->level == p)
+            pick(d, k, i, needed, out);
+        else if (s->row && s->level == p && s->kind != GEN_SUM && s->kind != GEN_MAX)
+            statement(d, k, i, out);
         columns |= reduces(s, p + 1);
     }
     for (int i = 0; last && i < k->out.n; i++) columns |= k->out.data[i].step != GEN_STILL;
     if (!columns) return;
     for (int i = 0; i < k->s.n; i++)
         if (reduces(&k->s.data[i], p + 1)) d->reduce_open(k, i, out);
+    gen_pass_needs(k, p, needed);
     d->open_columns(out);
     for (int i = 0; i < k->s.n; i++)
         if (needed[i]) statement(d, k, i, out);

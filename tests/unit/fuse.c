@@ -121,10 +121,11 @@ static int random_value(gen_kernel *k, const int *value, int n, uint64_t *seed) 
                                 OP_swiglu};
     int x = value[pick(seed, n)], y = value[pick(seed, n)];
     switch (pick(seed, 8)) {
-    case 6: /* an element of each row, picked by a column's number */
-        return gen_reduce(
-            k, GEN_SUM,
-            gen_op3(k, OP_select, gen_op2(k, OP_eq, gen_index(k), gen_const(k, pick(seed, 40))), x, gen_const(k, 0)));
+    case 6: { /* an element of each row, picked by the number of its column; and twice by looking for it */
+        int column = gen_const(k, pick(seed, 40)), here = gen_op2(k, OP_eq, gen_index(k), column);
+        int sum = gen_reduce(k, GEN_SUM, gen_op3(k, OP_select, here, x, gen_const(k, 0)));
+        return gen_op2(k, OP_add, y, gen_op2(k, OP_sub, sum, gen_pick(k, x, column)));
+    }
     case 7:
         return gen_op1(k, OP_log, gen_op2(k, OP_add, gen_const(k, 0.25), gen_op1(k, OP_abs, x)));
     case 0:

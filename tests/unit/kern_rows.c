@@ -1,5 +1,6 @@
 /* kern_rows.c - the row and element-wise kernels against plain loops in double precision, f32 and bf16; gradients of
  * the activations also against differences of the functions themselves. */
+#include "device/device.h"
 #include "values.h"
 
 #include <math.h>
@@ -404,6 +405,44 @@ static void optimizer(void **state) {
     free(p), free(m), free(v), free(copy), free(wp), free(wm), free(wv);
 }
 
+/* The vectors' dropout keeps what the general kernel keeps, one number at a time, in every numbering: rows that start
+ * anywhere in a word of 64, a tile in the middle, padding inside a sequence; and keeps everything when it is off. */
+static void dropout_by_words(void **state) {
+    (void)state;
+    const int64_t width[] = {1, 3, 16, 37, 64, 200, 768};
+    for (int c = 0; c < 40; c++) {
+        const dtype t = c % 2 ? DT_BF16 : DT_F32;
+        const int64_t n = width[rng_next(&seed) % 7], S = 10, B = 3, gap = c % 3;
+        ir_dim dims[] = {B, c % 4 == 1 ? 8 : c % 4 == 2 ? 3 * S : S, n};
+        ir_attr attr[] = {A_F("p", c == 7 ? 1 : 0.3),      A_D("dims", 3, dims), A_I("id", c),
+                          A_I("seq", c % 4 == 1 ? 1 : -1), A_I("padded", S),     A_I("valid", 8)};
+        const ir_node node = {.op = OP_dropout, .attr = attr, .nattr = c % 4 == 1 ? 6 : 3};
+        int64_t rng[] = {0x123456789abcdef, 5 + c, c == 5};
+        tensor x = {.type = t, .rank = 3, .dim = {B, S, n}, .stride = {S * (n + gap), n + gap, 1}}, y = x;
+        tensor r = {.data = rng, .type = DT_I64, .rank = 1, .dim = {3}, .stride = {1}};
+        x.data = filled(t, B * S * (n + gap), &seed);
+        tensor in[] = {x, r};
+        dev_call call = {.op = OP_dropout, .node = &node, .nin = 2, .nout = 1, .in = in, .out = &y};
+        if (c % 4 == 2)
+            call.tile = (axis_layout){.kind = LAYOUT_SHARD, .dim = 1, .outer = 1}, call.tiles = 3, call.tile_index = 1;
+        void *want = xalloc(B * S * (n + gap) * dtype_size(t)), *got = xalloc(B * S * (n + gap) * dtype_size(t));
+        memset(want, 0, (size_t)(B * S * (n + gap) * dtype_size(t)));
+        memset(got, 0, (size_t)(B * S * (n + gap) * dtype_size(t)));
+        y.data = want;
+        assert_int_equal(dropout_run(&call), SP_OK);
+        y.data = got;
+        assert_int_equal(device_cpu.table[OP_dropout](&call), SP_OK);
+        int64_t zeros = 0;
+        for (int64_t i = 0; i < B * S * (n + gap); i++) {
+            zeros += get(t, got, i) == 0;
+            assert_true((get(t, got, i) == 0) == (get(t, want, i) == 0));
+            assert_true(fabs(get(t, got, i) - get(t, want, i)) <= (t == DT_BF16 ? 1e-2 : 1e-6) * fabs(get(t, want, i)));
+        }
+        if (c == 7) assert_int_equal(zeros, B * S * (n + gap));
+        free(x.data), free(want), free(got);
+    }
+}
+
 int main(void) {
 #ifdef _OPENMP
     omp_set_num_threads(3);
@@ -412,7 +451,7 @@ int main(void) {
         cmocka_unit_test(norms),     cmocka_unit_test(softmaxes), cmocka_unit_test(cross_entropy),
         cmocka_unit_test(rotary),    cmocka_unit_test(swiglu),    cmocka_unit_test(activations),
         cmocka_unit_test(linear),    cmocka_unit_test(copies),    cmocka_unit_test(embeddings),
-        cmocka_unit_test(optimizer), cmocka_unit_test(sums),
+        cmocka_unit_test(optimizer), cmocka_unit_test(sums),      cmocka_unit_test(dropout_by_words),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,7 +5,6 @@
 #define cpu_constant NULL
 #define cpu_fill NULL
 #define cpu_loop NULL
-#define cpu_dropout dropout_run
 #define cpu_all_reduce coll_run
 #define cpu_all_gather coll_run
 #define cpu_reduce_scatter coll_run

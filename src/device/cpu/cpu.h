@@ -30,6 +30,9 @@ int64_t cpu_rows_workspace(const dev_call *c);
 dev_fn cpu_unary, cpu_binary, cpu_compare, cpu_select, cpu_swiglu_grad, cpu_copy, cpu_cast, cpu_accum, cpu_concat,
     cpu_pad;
 
+/* dropout.c */
+dev_fn cpu_dropout;
+
 /* fused.c */
 dev_fn cpu_fused;
 int64_t cpu_fused_workspace(const dev_call *c);

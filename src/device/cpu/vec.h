@@ -310,29 +310,22 @@ INLINE vf vtanh(vf x) {
     vf a = (vf)((vi)x & 0x7fffffff);
     return vselect(a < 0.625f, small, big);
 }
-/* erf(x): an odd polynomial near 0, beyond 1 from a polynomial in the exponent of erfc. */
+/* erf(x) = x P(x^2) / Q(x^2) up to 4, where it is 1: absolute error 3.5e-7. Half as long as a polynomial near 0 beside
+ * an exponential behind it. */
 INLINE vf verf(vf x) {
+    x = vmax(vset(-4.f), vmin(vset(4.f), x));
     vf z = x * x;
-    vf p = vfma(z, vset(7.853857549e-05f), vset(-8.010192387e-04f));
-    p = vfma(p, z, vset(5.188327531e-03f));
-    p = vfma(p, z, vset(-2.685381184e-02f));
-    p = vfma(p, z, vset(1.128358515e-01f));
-    p = vfma(p, z, vset(-3.761262582e-01f));
-    p = vfma(p, z, vset(1.128379166e+00f));
-    vf small = p * x;
-    vf a = (vf)((vi)x & 0x7fffffff);
-    a = vmin(vset(4.2f), a);
-    vf q = vfma(a, vset(2.181698877e-06f), vset(-6.285671714e-05f));
-    q = vfma(q, a, vset(8.304953243e-04f));
-    q = vfma(q, a, vset(-6.722525688e-03f));
-    q = vfma(q, a, vset(3.770461743e-02f));
-    q = vfma(q, a, vset(-1.580779822e-01f));
-    q = vfma(q, a, vset(-9.123208914e-01f));
-    q = vfma(q, a, vset(-1.630114549e+00f));
-    q = vfma(q, a, vset(3.447770472e-04f));
-    vf big = 1.f - vexp2(q);
-    big = (vf)((vi)big | ((vi)x & (int32_t)0x80000000));
-    return vselect(a < 1.f, small, big);
+    vf p = vfma(z, vset(1.986802545e-06f), vset(2.845644637e-04f));
+    p = vfma(p, z, vset(3.883259138e-03f));
+    p = vfma(p, z, vset(5.310147628e-02f));
+    p = vfma(p, z, vset(1.935430169e-01f));
+    p = vfma(p, z, vset(1.128379107e+00f));
+    vf q = vfma(z, vset(3.742031186e-05f), vset(1.185551635e-03f));
+    q = vfma(q, z, vset(1.520707831e-02f));
+    q = vfma(q, z, vset(1.153491586e-01f));
+    q = vfma(q, z, vset(5.048555732e-01f));
+    q = vfma(q, z, vset(1.f));
+    return vmax(vset(-1.f), vmin(vset(1.f), x * p / q));
 }
 
 /* Transposes the square of VL vectors in place: log2(VL) rounds of interleaving the two halves. */

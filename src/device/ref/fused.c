@@ -49,6 +49,7 @@ static double evaluate(const frame *f, const gen_stmt *s, int64_t col) {
         return rounded(x[0], s->type);
     case GEN_SUM:
     case GEN_MAX:
+    case GEN_PICK:
     case GEN_KINDS:
         break;
     }
@@ -66,6 +67,9 @@ static void run_row(const frame *f) {
             for (int64_t c = 1; c < f->cols; c++)
                 r = s->kind == GEN_SUM ? r + x[c] : x[c] > r || x[c] != x[c] ? x[c] : r;
             for (int64_t c = 0; c < f->cols; c++) y[c] = r;
+        } else if (s->kind == GEN_PICK) {
+            const double *x = f->value + s->arg[0] * f->cols, at = f->value[s->arg[1] * f->cols];
+            for (int64_t c = 0; c < f->cols; c++) y[c] = at >= 0 && at < (double)f->cols ? x[(int64_t)at] : 0;
         } else {
             for (int64_t c = 0; c < f->cols; c++) y[c] = evaluate(f, s, c);
         }
