@@ -7,14 +7,15 @@
  * fixed and the bytes so far as the state: one run for each budget.)
  *
  * A front may grow by the factor of the plans at each segment; it is thinned to one state for each of 2^11 steps of a
- * power of two of R, the fastest. A state's numbers stay exact, so that a peak is never underestimated.
+ * power of two of R, the fastest. A state's numbers stay exact, so that a peak is never underestimated. With host bytes
+ * there are many more plans and several runs, none of them optimal: these take 2^9 steps.
  */
 #include "plan/remat.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-enum { STEPS_LOG = 11 };
+enum { STEPS_LOG = 11, HOST_STEPS_LOG = 9 };
 
 typedef struct state {
     int64_t r, bytes, host;
@@ -40,14 +41,14 @@ struct remat_curve {
     int n;
 };
 
-/* Number of the bucket of r: the exponent and STEPS_LOG bits behind the leading one; increasing in r. */
-static int bucket(int64_t r) {
-    if (r < 1 << STEPS_LOG) return (int)r;
+/* Number of the bucket of r: the exponent and `log` bits behind the leading one; increasing in r. */
+static int bucket(int64_t r, int log) {
+    if (r < 1 << log) return (int)r;
     int top = 63 - __builtin_clzll((unsigned long long)r);
-    return ((top - STEPS_LOG + 1) << STEPS_LOG) + (int)(r >> (top - STEPS_LOG) & ((1 << STEPS_LOG) - 1));
+    return ((top - log + 1) << log) + (int)(r >> (top - log) & ((1 << log) - 1));
 }
 
-enum { BUCKETS = (64 - STEPS_LOG + 1) << STEPS_LOG };
+static int buckets(int log) { return (64 - log + 1) << log; }
 
 static bool better(const state *x, const state *y) {
     if (x->cost != y->cost) return x->cost < y->cost;
@@ -61,17 +62,24 @@ static void solve(arena *a, const remat_chain *c, int with_host, double price, r
     arena *tmp = arena_new();
     run r = {.level = ARENA_ARRAY(a, back *, c->n + 1)};
     states cur = {0};
-    state *slot = ARENA_ARRAY(tmp, state, BUCKETS);
-    uint8_t *used = ARENA_ARRAY(tmp, uint8_t, BUCKETS);
     state last = {.r = c->turn, .next = -1, .plan = -1};
+    int log = with_host > 0 ? HOST_STEPS_LOG : STEPS_LOG, nslot = buckets(log);
+    state *slot = malloc(sizeof *slot * (size_t)nslot); /* megabytes, of which a run touches little */
+    uint8_t *used = ARENA_ARRAY(tmp, uint8_t, nslot);
+    ASSERT(slot);
     vec_push(NULL, &cur, last);
     for (int i = c->n - 1; i >= 0; i--) {
         const remat_plans *p = &c->plans[c->cls[i]];
-        int lo = BUCKETS, hi = -1;
-        for (int k = 0; k < cur.n; k++) {
-            for (int j = 0; j < p->n; j++) {
-                const remat_plan *x = &p->data[j];
-                if (x->host && i >= with_host) continue;
+        int lo = nslot, hi = -1;
+        for (int j = 0; j < p->n; j++) {
+            const remat_plan *x = &p->data[j];
+            if (x->host && i >= with_host) continue;
+            /* Suffixes that the window hides give the same R: of those the last, which costs least, will do. */
+            int from = 0;
+            while (from + 1 < cur.n && x->bytes + cur.data[from + 1].r <= x->window &&
+                   cur.data[from + 1].host + x->host <= c->host_budget)
+                from++;
+            for (int k = from; k < cur.n; k++) {
                 state s = {.r = max64(x->window, x->bytes + cur.data[k].r),
                            .bytes = cur.data[k].bytes + x->bytes,
                            .host = cur.data[k].host + x->host,
@@ -80,7 +88,7 @@ static void solve(arena *a, const remat_chain *c, int with_host, double price, r
                            .next = k,
                            .plan = j};
                 if (s.host > c->host_budget) continue;
-                int b = bucket(s.r);
+                int b = bucket(s.r, log);
                 if (used[b] && !better(&s, &slot[b])) continue;
                 used[b] = 1;
                 slot[b] = s;
@@ -111,6 +119,7 @@ static void solve(arena *a, const remat_chain *c, int with_host, double price, r
     }
     vec_push(a, &out->runs, r);
     vec_free(&cur);
+    free(slot);
     arena_free(tmp);
 }
 
