@@ -3,7 +3,8 @@
 CASES holds for each target ("aten.mish.default") its operands and how it is called. The loss is a cross-entropy plus, for every
 target, the sum of its results with weights and of its operands with weights (so that an operator without a gradient has one
 to compare: exactly those weights). Parameters are called "aten/mish/default/x": tests/unit/operators.c reads the target
-from the name, and fails when a row of the importer's tables has no parameter here.
+from the name, and fails when a row of the importer's tables has no parameter here. An operand "stopped_x" is detached: its
+gradient is the weights alone.
 
 Operands stay away from where an operator has a step or a kink (whole and half numbers; two equal elements).
 """
@@ -24,8 +25,9 @@ def case(targets, function=lambda op, *x: op(*x), **operands):
 
 
 def values(shape, kind, rng):
-    """Distinct, 0.03 from every multiple of 1/2: `any` in (-2.9, 2.9) with four beyond, `pos` in (0.1, 2.9), `small` in (-0.9, 0.9)."""
-    low, high = dict(any=(-2.9, 2.9), pos=(0.1, 2.9), small=(-0.9, 0.9))[kind]
+    """Distinct, 0.03 from every multiple of 1/2: `any` in (-2.9, 2.9) with four beyond, `pos` in (0.1, 2.9), `small` in (-0.9, 0.9),
+    `over` in (1.1, 2.9)."""
+    low, high = dict(any=(-2.9, 2.9), pos=(0.1, 2.9), small=(-0.9, 0.9), over=(1.1, 2.9))[kind]
     found = [-4.2, 6.7, 3.3, -3.3] if kind == "any" and math.prod(shape) >= 12 else []
     while len(found) < math.prod(shape):
         v = rng.uniform(low, high)
@@ -36,7 +38,7 @@ def values(shape, kind, rng):
 
 
 X, POS, SMALL, ROW, ONE = ((3, 4), "any"), ((3, 4), "pos"), ((3, 4), "small"), ((4,), "any"), ((), "small")
-CUBE, HEADS, POSROW = ((2, 3, 4), "any"), ((1, 2, 5, 4), "any"), ((4,), "pos")
+CUBE, HEADS, POSROW, OVER = ((2, 3, 4), "any"), ((1, 2, 5, 4), "any"), ((4,), "pos"), ((4,), "over")
 INDEX = torch.tensor([[2, 0, 1, 1], [0, 0, 2, 1]])
 LABELS = torch.tensor([2, -100, 0])
 CLASS_WEIGHTS = torch.tensor([0.5, 2.0, 1.25, 0.75])
@@ -46,21 +48,23 @@ case("mish.default leaky_relu.default elu.default selu.default celu.default hard
      "relu6.default log_sigmoid.default expm1.default exp2.default sinh.default cosh.default erfc.default sign.default sgn.default "
      "floor.default ceil.default trunc.default isnan.default isinf.default isfinite.default nan_to_num.default neg.default "
      "abs.default exp.default sin.default cos.default tanh.default erf.default sigmoid.default silu.default relu.default "
-     "softplus.default square.default gelu.default logical_not.default")
+     "softplus.default square.default logical_not.default")
 case("log1p.default log2.default log10.default log.default sqrt.default rsqrt.default reciprocal.default", x=POS)
 case("tan.default", x=SMALL)
+case("gelu.default", lambda op, x: op(x) - 0.5 * op(x, approximate="tanh"))
 case("bitwise_not.default", lambda op, x: op(x > 0), x=X)
 case("add.Tensor sub.Tensor", lambda op, x, y: op(x, y, alpha=0.7), x=X, y=ROW)
 case("mul.Tensor maximum.default minimum.default", x=X, y=ROW)
-case("div.Tensor true_divide.Tensor remainder.Tensor", x=X, y=POSROW)
-case("floor_divide.default", lambda op, x, y: op(x.detach(), y.detach()), x=X, y=POSROW)  # PyTorch has no gradient of it
+case("div.Tensor true_divide.Tensor", x=X, y=POSROW)
+case("remainder.Tensor", x=SMALL, y=OVER)
+case("floor_divide.default", lambda op, x, y: op(x.detach(), y.detach()), x=SMALL, y=OVER)  # PyTorch has no gradient of it
 case("rsub.Tensor", lambda op, x, y: op(x, y, alpha=0.7), x=X, y=ROW)
 case("add.Scalar sub.Scalar rsub.Scalar mul.Scalar div.Scalar remainder.Scalar pow.Tensor_Scalar "
      "eq.Scalar ne.Scalar lt.Scalar le.Scalar gt.Scalar ge.Scalar", lambda op, x: op(x, 1.7), x=POS)
 case("floor_divide.Scalar", lambda op, x: op(x.detach(), 1.7))
-case("div.Tensor_mode", lambda op, x, y: op(x, y, rounding_mode="floor") + op(x, y, rounding_mode=None), x=X, y=POSROW)
+case("div.Tensor_mode", lambda op, x, y: op(x, y, rounding_mode="floor") + op(x, y, rounding_mode=None), x=SMALL, y=OVER)
 case("div.Scalar_mode", lambda op, x: op(x, 1.7, rounding_mode="floor") + op(x, 1.7, rounding_mode=None))
-case("pow.Tensor_Tensor", lambda op, x, y: op(x, y.detach()), x=POS, y=ROW)
+case("pow.Tensor_Tensor", lambda op, x, y: op(x, y.detach()), x=POS, stopped_y=ROW)
 case("pow.Scalar", lambda op, x: op(1.7, x))
 case("eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor", x=X, y=ROW)
 case("__and__.Tensor __or__.Tensor bitwise_and.Tensor bitwise_or.Tensor logical_and.default logical_or.default __xor__.Tensor "
@@ -82,8 +86,9 @@ case("addcdiv.default", lambda op, x, y, z: op(x, y, z, value=0.6), x=X, y=X, z=
 case("lerp.Scalar", lambda op, x, y: op(x, y, 0.3), x=X, y=X)
 case("lerp.Tensor", x=X, y=X, z=X)
 case("glu.default", lambda op, x: op(x, -1))
-case("detach.default contiguous.default clone.default alias.default")
-case("lift_fresh.default lift_fresh_copy.default detach_copy.default", lambda op, x: op(x.detach()))
+case("detach.default", stopped_x=X)
+case("contiguous.default clone.default alias.default")
+case("lift_fresh_copy.default detach_copy.default", lambda op, x: op(x.detach()), stopped_x=X)
 case("dropout.default", lambda op, x: op(x, 0.0, True) + op(x, 0.5, False))  # active dropout: tests/ir/block.ir
 case("native_dropout.default", lambda op, x: op(x, 0.0, True)[0])
 case("to.dtype", lambda op, x: op(x, x.dtype))
@@ -104,7 +109,7 @@ case("diff.default", lambda op, x: op(x, 1, 1))
 case("linalg_vector_norm.default", lambda op, x: op(x, 2, [1]))
 case("norm.ScalarOpt_dim", lambda op, x: op(x, 2, [1]))
 case("var.default std.default", lambda op, x: op(x, False))
-case("var.dim std.dim", lambda op, x: op(x, [1], True, True))
+case("var.dim std.dim var_mean.dim std_mean.dim", lambda op, x: op(x, [1], True, True))
 case("var.correction std.correction var_mean.correction std_mean.correction", lambda op, x: op(x, [0, 2], correction=2), x=CUBE)
 case("max.dim min.dim", lambda op, x: op(x, 1)[0])
 case("group_norm.default", lambda op, x, w, b: op(x, 2, w, b), x=((2, 4, 3), "any"), w=ROW, b=ROW)
@@ -196,7 +201,7 @@ case("zeros_like.default ones_like.default zero.default", lambda op, x: op(x) * 
 case("empty_like.default", lambda op, x: torch.ops.aten.fill.Scalar(op(x), 1.5) * x)
 case("fill.Tensor", lambda op, x: op(x, torch.tensor(1.5)) * x)
 case("scalar_tensor.default", lambda op, x: op(1.5) * x)
-case("copy.default", lambda op, x, y: op(x.detach(), y.detach()) * x, x=X, y=ROW)
+case("copy.default", lambda op, x, y: op(x.detach(), y.detach()) * x, x=X, stopped_y=ROW)
 case("eye.default", lambda op, x: op(4)[1] * x)
 case("eye.m", lambda op, x: op(3, 4) * x)
 case("linspace.default", lambda op, x: op(-1, 2, 4) * x)

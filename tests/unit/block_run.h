@@ -33,6 +33,8 @@ typedef struct job {
     int64_t nudge_at;
     double nudge;
     uint64_t seed;
+    bool sharded;        /* the file is cut already: it is only differentiated */
+    pass_after *after;   /* sees the graphs of rank 0; NULL */
     run_result *result;  /* written by rank 0 */
     bool plain;          /* no fused kernels */
     bool no_last_labels; /* the last half of each row has no valid label: shards without any */
@@ -64,7 +66,14 @@ static sp_status rank_body(comm *c, void *arg) {
     ir_graph *g = load(a, j->file ? j->file : "block.ir"), *joint;
     pass_options o = j->o;
     o.ranks = comm_size(c);
-    TRY(pass_pipeline(g, &o, NULL, NULL, &joint));
+    pass_after *after = comm_rank(c) == 0 ? j->after : NULL;
+    if (j->sharded) {
+        if (after) after(NULL, "shard", g);
+        TRY(pass_diff(g, &joint));
+        if (after) after(NULL, "diff", joint);
+    } else {
+        TRY(pass_pipeline(g, &o, after, NULL, &joint));
+    }
     exec_options eo = {.dev = j->dev, .comm = c, .threads = j->threads};
     plan_options po = {.fuse = !j->plain, .workspace = exec_workspace, .ctx = &eo};
     plan *p;
@@ -143,7 +152,7 @@ static void run(job j, int ranks, run_result *r) {
 }
 
 /* The number contract: |a-b| <= tol * max(|b|, 1e-4 |g|) for every gradient. Returns the worst ratio. */
-static double worst(const run_result *a, const run_result *b) {
+static inline double worst(const run_result *a, const run_result *b) {
     double all = 0, bad = fabs(a->loss - b->loss) / fabs(b->loss);
     for (int i = 0; i < b->nparams; i++)
         for (int64_t k = 0; k < b->numel[i]; k++) all += b->grad[i][k] * b->grad[i][k];
@@ -166,6 +175,27 @@ static job base_job(void) {
                  .dev = &device_ref,
                  .nudge_param = -1,
                  .seed = 7};
+}
+
+/* Central differences of the loss, H to each side, at a few elements of every parameter. */
+static inline void check_derivatives(job j, int ranks, double h) {
+    static run_result at, near;
+    run(j, ranks, &at);
+    j.after = NULL;
+    for (int i = 0; i < at.nparams; i++)
+        for (int64_t k = 0; k < at.numel[i]; k += at.numel[i] / 3 + 1) {
+            j.nudge_param = i;
+            j.nudge_at = k;
+            j.nudge = h;
+            run(j, ranks, &near);
+            double up = near.loss;
+            j.nudge = -h;
+            run(j, ranks, &near);
+            double slope = (up - near.loss) / (2 * h);
+            if (fabs(slope - at.grad[i][k]) > 1e-7 * fmax(1, fabs(slope)))
+                fail_msg("parameter %d element %lld: %.10g by differences, %.10g by backward", i, (long long)k, slope,
+                         at.grad[i][k]);
+        }
 }
 
 #endif

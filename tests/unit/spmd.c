@@ -27,29 +27,9 @@ static void ranks_agree(void **state) {
             }
 }
 
-/* Central differences of the loss at a few elements of every parameter. */
-static void check_derivatives(job j) {
-    run(j, 1, &one);
-    const double h = 1e-5;
-    for (int i = 0; i < one.nparams; i++)
-        for (int64_t k = 0; k < one.numel[i]; k += one.numel[i] / 3 + 1) {
-            j.nudge_param = i;
-            j.nudge_at = k;
-            j.nudge = h;
-            run(j, 1, &many);
-            double up = many.loss;
-            j.nudge = -h;
-            run(j, 1, &many);
-            double slope = (up - many.loss) / (2 * h);
-            if (fabs(slope - one.grad[i][k]) > 1e-7 * fmax(1, fabs(slope)))
-                fail_msg("parameter %d element %lld: %.10g by differences, %.10g by backward", i, (long long)k, slope,
-                         one.grad[i][k]);
-        }
-}
-
 static void gradients_are_derivatives(void **state) {
     (void)state;
-    check_derivatives(base_job());
+    check_derivatives(base_job(), 1, 1e-5);
 }
 
 /* A prefix that all see and dropout of attention's weights: the same whatever the ranks, exchange, padding and device;
@@ -59,7 +39,7 @@ static void masks_and_dropout_of_attention(void **state) {
     static const int ranks[] = {2, 3, 4, 8}, lengths[] = {8, 9, 16, 21};
     job j = base_job();
     j.file = "attention.ir";
-    check_derivatives(j);
+    check_derivatives(j, 1, 1e-5);
     for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
         j.o.seq = lengths[l];
         j.dev = &device_ref;
