@@ -261,17 +261,17 @@ static void blocks(void **state) {
         job j = base_job();
         j.file = files[f];
         j.after = note;
-        check_derivatives(j, 1, 1e-5);
+        check_derivatives(j, 1, 1e-5, 3);
         for (int x = 0; x < 2; x++) {
             j.o.exchange = exchange[x];
-            check_derivatives(j, 2, 1e-5);
+            check_derivatives(j, 2, 1e-5, 3);
         }
     }
     job j = base_job();
     j.file = "sharded.ir";
     j.after = note;
     j.sharded = true;
-    check_derivatives(j, 2, 1);
+    check_derivatives(j, 2, 1, MAX_NUMEL);
 }
 
 /* Runs last: what the tests above went through. */

@@ -29,7 +29,7 @@ static void ranks_agree(void **state) {
 
 static void gradients_are_derivatives(void **state) {
     (void)state;
-    check_derivatives(base_job(), 1, 1e-5);
+    check_derivatives(base_job(), 1, 1e-5, 3);
 }
 
 /* A prefix that all see and dropout of attention's weights: the same whatever the ranks, exchange, padding and device;
@@ -39,7 +39,7 @@ static void masks_and_dropout_of_attention(void **state) {
     static const int ranks[] = {2, 3, 4, 8}, lengths[] = {8, 9, 16, 21};
     job j = base_job();
     j.file = "attention.ir";
-    check_derivatives(j, 1, 1e-5);
+    check_derivatives(j, 1, 1e-5, 3);
     for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
         j.o.seq = lengths[l];
         j.dev = &device_ref;
