@@ -23,16 +23,22 @@ static void lower_to(int64_t *limit, ir_dim d) {
     if (d > 0 && (*limit == 0 || d < *limit)) *limit = d;
 }
 
-/* Vocabulary, ignored label and inputs, from the ops that define them. */
+/* Vocabulary, ignored label and inputs, from the ops that define them. A cross-entropy against constants says nothing
+ * of the labels in the data. */
 static void read_graph(train_model *m) {
     const ir_graph *g = m->forward;
+    arena *scratch = arena_new();
+    bool *given = ARENA_ARRAY(scratch, bool, g->values.n); /* by value: depends on an input */
     m->ignore = -100;
     for (int i = 0; i < g->nodes.n; i++) {
         const ir_node *n = &g->nodes.data[i];
+        bool is = n->op == OP_input;
+        for (int k = 0; k < n->nin; k++) is |= given[n->in[k]];
+        for (int k = 0; k < n->nout; k++) given[n->out[k]] = is;
         if (n->op == OP_embedding) {
             const char *input = input_behind(g, n->in[1]);
             if (input && strcmp(input, "input_ids") == 0) lower_to(&m->vocab, ir_typeof(g, n->in[0])->dim[0]);
-        } else if (n->op == OP_xent) {
+        } else if (n->op == OP_xent && given[n->in[1]]) {
             const ir_type *logits = ir_typeof(g, n->in[0]);
             lower_to(&m->vocab, logits->dim[logits->rank - 1]);
             m->ignore = ir_int(n, "ignore", -100);
@@ -48,6 +54,7 @@ static void read_graph(train_model *m) {
             }
         }
     }
+    arena_free(scratch);
 }
 
 /* ---- text graphs ------------------------------------------------------------------------------- */
