@@ -90,6 +90,10 @@ static ir_val agree(lower *L, const char *name, ir_val v) {
     if (v < 0 || L->failed || !strmap_get(L->scope->pg->meta_index, name, &i)) return v;
     const pt2_meta *m = &L->scope->pg->metas[i];
     const ir_type t = *lo_type(L, v);
+    if ((m->scalar_type == PT2_COMPLEX64 || m->scalar_type == PT2_COMPLEX128) != (L->part != LO_WHOLE)) {
+        lo_fail(L, "complex numbers are supported as rotary embeddings need them: views, products and view_as_real");
+        return -1;
+    }
     dtype want = lo_scalar_type(L, m->scalar_type);
     bool same = m->ndim == t.rank;
     for (int d = 0; same && d < t.rank; d++) {
@@ -111,7 +115,14 @@ static void return_named(lower *L, const char *name, ir_val v) {
     v = agree(L, name, v);
     if (L->no_grad) v = lo_stop_grad(L, v);
     if (v < 0 || L->failed) return;
-    lo_value value = {.kind = LO_TENSOR, .v = v, .maker = L->scope->at, .base = -1};
+    if (L->part == LO_IMAGINARY) { /* the real part has bound the name */
+        int real = find_index(L, name);
+        if (real < 0) return lo_fail(L, "a complex result without a real part");
+        L->scope->vals.data[real].im = v;
+        return;
+    }
+    lo_value value = {
+        .kind = LO_TENSOR, .v = v, .im = v, .complex = L->part == LO_REAL, .maker = L->scope->at, .base = -1};
     int base = L->row->flags & (ROW_VIEW | ROW_MAYBE) ? viewed(L) : -1;
     value.store = base >= 0 ? L->scope->vals.data[base].store : L->stores++;
     if (L->row->flags & ROW_VIEW) value.base = base;
@@ -161,7 +172,9 @@ static void run_row(lower *L, int node) {
     L->n = &L->scope->pg->nodes[node];
     L->row = lo_find_row(L, L->n->target, &inplace);
     L->scope->at = node;
-    if (L->row && !inplace)
+    if (L->row && !inplace && lo_is_complex(L))
+        lo_complex(L, false);
+    else if (L->row && !inplace)
         L->row->fn(L, L->row);
     else
         lo_fail(L, "a view of it cannot be made again");
@@ -290,7 +303,10 @@ static sp_status run_node(lower *L, int i) {
     bool inplace;
     L->row = lo_find_row(L, L->n->target, &inplace);
     ASSERT(L->row); /* lo_check_operators */
-    L->row->fn(L, L->row);
+    if (lo_is_complex(L))
+        lo_complex(L, inplace);
+    else
+        L->row->fn(L, L->row);
     if (inplace) rename_changed(L);
     return L->failed ? SP_FAIL : SP_OK;
 }
@@ -454,6 +470,7 @@ static sp_status parameter(lower *L, const pt2_in_spec *in, strmap *seen, import
     if (!strmap_get(seen, w->fqn, &at)) {
         ir_type t;
         TRY(weight_type(L, w, &t));
+        CHECK(!w->complex, "%s: parameter %s is complex; only real parameters can be trained", p->path, w->fqn);
         CHECK(dtype_is_float(t.t), "%s: parameter %s is %s; only floating-point parameters can be trained", p->path,
               w->fqn, pt2_dtype_name(w->scalar_type));
         ir_val v = emit_param(L, w->fqn, &t, w->requires_grad);
@@ -493,8 +510,12 @@ static sp_status buffer(lower *L, const pt2_in_spec *in, wt_source *source) {
     }
     if (v < 0) return SP_FAIL;
     if (!L->g->values.data[v].name) L->g->values.data[v].name = arena_strdup(L->a, w->fqn);
-    lo_bind(L, in->value, (lo_value){.kind = LO_TENSOR, .v = v, .store = L->stores++, .maker = -1, .base = -1});
-    return SP_OK;
+    lo_value value = {.kind = LO_TENSOR, .v = v, .store = L->stores++, .maker = -1, .base = -1};
+    if (w->complex)
+        lo_complex_bind(L, in->value, v, value);
+    else
+        lo_bind(L, in->value, value);
+    return L->failed ? SP_FAIL : SP_OK;
 }
 
 static sp_status bind_inputs(lower *L, import_info *info) {
@@ -554,6 +575,7 @@ static sp_status lower_program(arena *a, const pt2 *p, ir_graph **out, import_in
     add_rows(&L, lower_nn);
     add_rows(&L, lower_index);
     add_rows(&L, lower_compose);
+    add_rows(&L, lower_complex);
     TRY(lo_check_operators(&L));
     L.scope = open_scope(&L, p->graph);
     TRY(find_sizes(&L, info));

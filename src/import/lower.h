@@ -14,13 +14,17 @@ typedef enum lo_kind { LO_UNSET, LO_TENSOR, LO_SIZE } lo_kind;
 typedef struct lo_value { /* what a name of the exported graph stands for */
     const char *name;
     lo_kind kind;
-    ir_val v;    /* LO_TENSOR */
+    ir_val v;  /* LO_TENSOR */
+    ir_val im; /* LO_TENSOR that is complex: v is its real part, this the other */
+    bool complex;
     ir_dim d;    /* LO_SIZE */
     int store;   /* LO_TENSOR: values that may share memory have equal numbers */
     int maker;   /* index of the node of this scope that made it; -1: an input */
     int base;    /* index of the value that it certainly is a view of; -1 */
     bool redone; /* during an in-place operation: it has its new value */
 } lo_value;
+
+typedef enum lo_part { LO_WHOLE, LO_REAL, LO_IMAGINARY } lo_part;
 
 typedef struct lo_scope { /* one graph: names are unique within it */
     const pt2_graph *pg;
@@ -61,6 +65,7 @@ struct lower {
     const pt2_node *n; /* being lowered */
     const lo_row *row;
     bool failed, no_grad;
+    lo_part part; /* of complex operands and results: the one being lowered */
     strmap *rows; /* target -> index in row_list */
     VEC(const lo_row *) row_list;
     VEC(lo_symbol) symbols;
@@ -71,8 +76,8 @@ struct lower {
     bool shift_seen;      /* a loss whose labels come through a shift */
 };
 
-extern const lo_row lower_views[], lower_math[], lower_nn[], lower_index[],
-    lower_compose[]; /* each ends with a NULL target */
+extern const lo_row lower_views[], lower_math[], lower_nn[], lower_index[], lower_compose[],
+    lower_complex[]; /* each ends with a NULL target */
 
 /* ---- failure ------------------------------------------------------------------------------------------ */
 
@@ -158,6 +163,13 @@ bool lo_is_region(const char *target);
 bool *lo_live_nodes(arena *a, const pt2_graph *pg);
 /* Lists every unsupported operator of the program, and active dropout, in one failure (lower_check.c). */
 sp_status lo_check_operators(lower *L) SP_NODISCARD;
+
+/* ---- complex tensors (lower_complex.c) ----------------------------------------------------------------------- */
+
+bool lo_is_complex(lower *L);            /* has L->n a complex operand? */
+void lo_complex(lower *L, bool inplace); /* lowers such a node by L->row */
+/* Gives NAME the complex value whose pairs lie along the last dimension of PAIRS. */
+void lo_complex_bind(lower *L, const char *name, ir_val pairs, lo_value value);
 
 /* ---- results --------------------------------------------------------------------------------------------------- */
 

@@ -22,7 +22,11 @@ const pt2_arg *lo_arg(lower *L, const char *name) {
 
 static ir_val tensor_named(lower *L, const char *name) {
     const lo_value *v = lo_find(L, name);
-    if (v && v->kind == LO_TENSOR) return v->v;
+    if (v && v->kind == LO_TENSOR && v->complex && L->part == LO_WHOLE) {
+        lo_fail(L, "it takes the complex tensor %s", name);
+        return -1;
+    }
+    if (v && v->kind == LO_TENSOR) return v->complex && L->part == LO_IMAGINARY ? v->im : v->v;
     lo_fail(L, "it reads the value %s, which nothing has made", name);
     return -1;
 }
@@ -204,6 +208,8 @@ const char *lo_string(lower *L, const char *name, const char *absent) {
 dtype lo_scalar_type(lower *L, int scalar_type) {
     dtype t;
     if (scalar_type >= 1 && scalar_type <= 5) return DT_I64;
+    if (L->part != LO_WHOLE && scalar_type == PT2_COMPLEX64) return DT_F32; /* of a part */
+    if (L->part != LO_WHOLE && scalar_type == PT2_COMPLEX128) return DT_F64;
     if (pt2_dtype(scalar_type, &t) && t != DT_F16) return t;
     lo_fail(L, "it computes in %s; export the model in float32 or bfloat16", pt2_dtype_name(scalar_type));
     return DT_F32;

@@ -113,8 +113,6 @@ static const struct {
     {"aten._native_batch_norm", "statistics over the batch; use LayerNorm or RMSNorm"},
     {"aten.rand", "random numbers; of dropout they are supported"},
     {"aten.bernoulli", "random numbers; of dropout they are supported"},
-    {"aten.view_as_complex", "complex numbers are not supported: write the rotation with cos and sin"},
-    {"aten.polar", "complex numbers are not supported: write the rotation with cos and sin"},
     {"aten.conv", "convolutions are not supported"},
 };
 

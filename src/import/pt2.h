@@ -99,11 +99,14 @@ typedef struct pt2_range {
     int64_t lo, hi; /* INT64_MAX when unbounded */
 } pt2_range;
 
+enum { PT2_COMPLEX64 = 10, PT2_COMPLEX128 = 11 }; /* of the schema's element types; the others: pt2_dtype */
+
 /* A stored tensor: parameters and persistent buffers, then constants and other buffers. */
 typedef struct pt2_weight {
     const char *fqn;
     int scalar_type;
     bool requires_grad, is_param;
+    bool complex; /* pairs: described here as real numbers with a last dimension of 2 */
     int ndim;
     const int64_t *size, *stride; /* in elements */
     int64_t offset;               /* in elements */

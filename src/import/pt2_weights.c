@@ -95,6 +95,19 @@ static sp_status read_weight(pt2 *p, pt2_reader *r, const char *folder, const js
     if (ns != w->ndim || w->offset < 0) PT2_BAD(r, "sizes and strides do not match");
     w->size = size, w->stride = stride;
     w->scalar_type = t >= 0 && t < 256 ? (int)t : 0;
+    if (w->scalar_type == PT2_COMPLEX64 || w->scalar_type == PT2_COMPLEX128) {
+        CHECK(w->offset <= INT64_MAX / 2, "%s: weight %s begins nowhere", r->path, w->fqn);
+        int64_t *pairs = ARENA_ARRAY(r->a, int64_t, ns + 1), *apart = ARENA_ARRAY(r->a, int64_t, ns + 1);
+        for (int d = 0; d < ns; d++) {
+            CHECK(stride[d] >= 0 && stride[d] <= INT64_MAX / 2, "%s: weight %s has a stride out of range", r->path,
+                  w->fqn);
+            pairs[d] = size[d], apart[d] = 2 * stride[d];
+        }
+        pairs[ns] = 2, apart[ns] = 1;
+        w->complex = true, w->ndim = ns + 1, w->offset *= 2;
+        w->size = pairs, w->stride = apart;
+        w->scalar_type = w->scalar_type == PT2_COMPLEX64 ? 7 : 8;
+    }
     w->requires_grad = json_is_true(json_object_get(meta, "requires_grad"));
     w->is_param = json_is_true(json_object_get(o, "is_param"));
     const char *name = arena_printf(r->a, "data/%s/%s", folder, file);

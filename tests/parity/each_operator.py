@@ -148,6 +148,11 @@ case("cross_entropy_loss.default", lambda op, x: op(x, LABELS, CLASS_WEIGHTS.to(
 case("nll_loss.default nll_loss_nd.default", lambda op, x: op(x.log_softmax(1), LABELS, None, 1, -100))
 case("nll_loss_forward.default", lambda op, x: op(x.log_softmax(1), LABELS, None, 1, -100)[0])
 
+# ---- complex numbers, as far as they are supported
+case("view_as_complex.default", lambda op, x: torch.ops.aten.view_as_real.default(op(x.view(3, 2, 2))))
+case("view_as_real.default", lambda op, x: op(torch.view_as_complex(x.view(3, 2, 2)).t() * torch.view_as_complex(x[:, :2].contiguous())))
+case("polar.default complex.default", lambda op, x, y: torch.view_as_real(op(x, y) * y), x=POS, y=X)
+
 # ---- views
 case("view.default _unsafe_view.default reshape.default", lambda op, x: op(x, [2, 6]))
 case("view_as.default reshape_as.default", lambda op, x, y: op(x, y), x=X, y=((6, 2), "any"))

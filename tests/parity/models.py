@@ -241,6 +241,62 @@ class ShiftedInside(Textbook):
         return F.cross_entropy(logits[:, :-1].reshape(-1, VOCAB), labels[:, 1:].reshape(-1))
 
 
+class MetaLlama(nn.Module):
+    """As Meta wrote Llama: rotary embedding by complex numbers, grouped heads repeated, a float mask, scores written out.
+
+    rotary  "table": freqs_cis is an attribute, as Meta has it; "buffer"; "forward": computed at every call."""
+
+    def __init__(self, rotary="table", d=32, heads=4, groups=2, layers=2, longest=128):
+        super().__init__()
+        self.heads, self.groups, self.rotary = heads, groups, rotary
+        self.embed, self.out = nn.Embedding(VOCAB, d), nn.Linear(d, VOCAB, bias=False)
+        linear = lambda a, b: nn.ModuleList(nn.Linear(a, b, bias=False) for _ in range(layers))
+        self.wq, self.wo = linear(d, d), linear(d, d)
+        self.wk, self.wv = linear(d, d // heads * groups), linear(d, d // heads * groups)
+        self.w1, self.w2, self.w3 = linear(d, 2 * d), linear(2 * d, d), linear(d, 2 * d)
+        self.norms = nn.ParameterList(nn.Parameter(torch.ones(d)) for _ in range(2 * layers + 1))
+        if rotary == "table":
+            self.freqs_cis = self.frequencies(longest)
+        if rotary == "buffer":
+            self.register_buffer("freqs_cis", self.frequencies(longest))
+
+    def frequencies(self, end):
+        dim = self.embed.embedding_dim // self.heads
+        freqs = 1.0 / (10000.0 ** (torch.arange(0, dim, 2)[: (dim // 2)].float() / dim))
+        freqs = torch.outer(torch.arange(end), freqs).float()
+        return torch.polar(torch.ones_like(freqs), freqs)
+
+    def norm(self, x, weight):
+        return (x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5)).type_as(x) * weight
+
+    def rotate(self, x, freqs_cis):
+        pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+        shape = [n if i == 1 or i == pairs.ndim - 1 else 1 for i, n in enumerate(pairs.shape)]
+        return torch.view_as_real(pairs * freqs_cis.view(*shape)).flatten(3).type_as(x)
+
+    def repeat(self, x):
+        B, T, G, D = x.shape
+        return x[:, :, :, None, :].expand(B, T, G, self.heads // G, D).reshape(B, T, self.heads, D)
+
+    def forward(self, input_ids, labels):
+        B, T = input_ids.shape
+        h = self.embed(input_ids)
+        freqs_cis = self.frequencies(T) if self.rotary == "forward" else self.freqs_cis[0:T]
+        mask = torch.triu(torch.full((T, T), float("-inf")), diagonal=1).type_as(h)
+        for i in range(len(self.wq)):
+            x = self.norm(h, self.norms[2 * i])
+            q, k, v = self.wq[i](x).view(B, T, self.heads, -1), self.wk[i](x).view(B, T, self.groups, -1), self.wv[i](x).view(B, T, self.groups, -1)
+            q, k = self.rotate(q, freqs_cis), self.rotate(k, freqs_cis)
+            q, k, v = q.transpose(1, 2), self.repeat(k).transpose(1, 2), self.repeat(v).transpose(1, 2)
+            scores = torch.matmul(q, k.transpose(2, 3)) / math.sqrt(q.shape[-1]) + mask
+            y = torch.matmul(F.softmax(scores.float(), dim=-1).type_as(q), v)
+            h = h + self.wo[i](y.transpose(1, 2).contiguous().view(B, T, -1))
+            x = self.norm(h, self.norms[2 * i + 1])
+            h = h + self.w2[i](F.silu(self.w1[i](x)) * self.w3[i](x))
+        logits = self.out(self.norm(h, self.norms[-1])).float()
+        return F.cross_entropy(logits.view(-1, VOCAB), labels.view(-1), ignore_index=-100)
+
+
 class Einsum(nn.Module):
     """Everything by einsum with weights of rank 3, interleaved rotary, RMSNorm as x / sqrt(mean + eps), grouped heads as a
     fifth axis, torch.where mask with finfo.min, SwiGLU."""
@@ -586,6 +642,9 @@ PLAIN = {
     "strided": lambda: Case(Masked(strided), max_seq=127),
     "lora": lambda: Case(Lora()),
     "operators": lambda: Case(Operators(VOCAB)),
+    "meta-llama": lambda: Case(MetaLlama(), max_seq=127),
+    "meta-llama-buffer": lambda: Case(MetaLlama("buffer"), max_seq=127),
+    "meta-llama-forward": lambda: Case(MetaLlama("forward")),
     "each-operator": lambda: Case(EachOperator(VOCAB), chosen=True),
 }
 

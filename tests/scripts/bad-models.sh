@@ -44,6 +44,7 @@ refuse triton-op "mine.triton_scale.default" "custom or Triton kernel" "plain Py
 refuse writes-into "mine.fill_scaled.default" "custom or Triton kernel" "make_bad.py:36" # has no result, writes into a tensor
 refuse out-argument "aten.mul.out" "make_bad.py:36"
 refuse hidden-write "aten.mul_.Tensor" "in place" "make_bad.py:36"
+refuse complex "aten.exp.default" "rotary embeddings" "make_bad.py:36"
 refuse quantised "aten._weight_int8pack_mm.default" "float32 or bfloat16" "make_bad.py:36"
 # A mask that is numbers is kept while it is small (check compares two ranks with one), refused when it is not.
 LENGTH=9000 refuse data-mask "[1, 1, 9000, 9000] of bool" "77 MiB" "make_bad.py:36" "mask.bytes"

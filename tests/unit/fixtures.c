@@ -173,6 +173,8 @@ static const char *const names[] = {"llama",
                                     "class-weights",
                                     "peft-lora",
                                     "each-operator",
+                                    "meta-llama",
+                                    "meta-llama-buffer",
                                     "mistral-window-4.57"};
 #define EACH(i) for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 

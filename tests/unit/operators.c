@@ -122,7 +122,7 @@ static void note(void *ctx, const char *pass, const ir_graph *g) {
 
 /* ---- the importer's operators ------------------------------------------------------------------------------- */
 
-static const lo_row *const tables[] = {lower_views, lower_math, lower_nn, lower_index, lower_compose};
+static const lo_row *const tables[] = {lower_views, lower_math, lower_nn, lower_index, lower_compose, lower_complex};
 
 typedef struct model {
     arena *a;
