@@ -8,6 +8,7 @@
  * themselves. Attention counts visible scores only (4 D operations a score forward, 10 D backward).
  */
 #include "bench.h"
+#include "device/cpu/vec.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -21,7 +22,7 @@ enum { REPS = 7, ROUNDS = 5 };
 
 static const char *filter = "";
 static int threads = 1;
-static double peak_flops, peak_bf16, peak_bytes;
+static double peak_flops, peak_bf16, peak_bytes, peak_exp;
 
 void *bench_alloc(size_t n) {
     void *p = NULL;
@@ -81,11 +82,6 @@ double bench_clock(void) {
     } while (0)
 
 static bool wanted(const char *name) { return strstr(name, filter) != NULL; }
-static void report_flops(const char *name, const char *shape, double s, double flops) {
-    printf("%-22s %-44s %10.3f ms %9.1f GF/s %5.1f%%\n", name, shape, s * 1e3, flops / s * 1e-9,
-           100 * flops / s / (strstr(name, "bf16") ? peak_bf16 : peak_flops));
-    fflush(stdout);
-}
 static void report_bytes(const char *name, const char *shape, double s, double bytes) {
     printf("%-22s %-44s %10.3f ms %9.1f GB/s %5.1f%%\n", name, shape, s * 1e3, bytes / s * 1e-9,
            100 * bytes / s / peak_bytes);
@@ -99,20 +95,67 @@ static void triad(int64_t n, float *a, const float *b, const float *c) {
     for (int64_t i = 0; i < n; i++) a[i] = b[i] + 0.5f * c[i];
 }
 
+/* n times 2^-x of SUMS independent vectors, from registers alone. */
+INLINE float exponentials(int64_t n) {
+    enum { SUMS = 16 };
+    vf x[SUMS];
+    float sink = 0;
+#pragma GCC unroll 16
+    for (int j = 0; j < SUMS; j++) x[j] = vset((float)j * 0.05f);
+    for (int64_t i = 0; i < n; i += SUMS) {
+#pragma GCC unroll 16
+        for (int j = 0; j < SUMS; j++) x[j] = vexp2_neg(-x[j]);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < SUMS; j++) sink += x[j][0];
+    return sink;
+}
+
+/* Exponentials a second, the best of short runs as kern_peak_flops takes it. */
+static double measure_exp(void) {
+    const int64_t n = 400000;
+    double best = 0, end = now_s() + 0.1;
+    volatile float sink = 0;
+    while (now_s() < end) {
+        double begin = now_s();
+        float sum = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : sum)
+        sum += exponentials(n);
+        sink = sink + sum;
+        best = fmax(best, (double)n * VL * threads / (now_s() - begin));
+    }
+    return best;
+}
+
 static void measure_peaks(void) {
     const int64_t m = 1 << 25;
     double s;
+    peak_exp = measure_exp();
     peak_flops = kern_peak_flops(DT_F32, threads);
     peak_bf16 = kern_peak_flops(DT_BF16, threads);
     float *a = bench_random(DT_F32, m), *b = bench_random(DT_F32, m), *c = bench_random(DT_F32, m);
     TIME(s, triad(m, a, b, c));
     peak_bytes = 12.0 * (double)m / s;
     free(a), free(b), free(c);
-    printf("threads %d: f32 multiply-add peak %.1f GF/s, bf16 %.1f GF/s, triad %.1f GB/s\n", threads, peak_flops * 1e-9,
-           peak_bf16 * 1e-9, peak_bytes * 1e-9);
+    printf("threads %d: f32 multiply-add peak %.1f GF/s, bf16 %.1f GF/s, %.2f G exponentials/s, triad %.1f GB/s\n",
+           threads, peak_flops * 1e-9, peak_bf16 * 1e-9, peak_exp * 1e-9, peak_bytes * 1e-9);
 }
 
 /* ---- attention --------------------------------------------------------------------------------- */
+
+/* A score costs `flops` operations of products and one exponential; nothing overlaps, as both are done by the same
+ * units. With both at the rates of registers alone, this is the share of the peak that the products can reach: */
+static double attainable(dtype t, double flops) {
+    double products = flops / (t == DT_F32 ? peak_flops : peak_bf16);
+    return products / (products + 1 / peak_exp);
+}
+
+static void report_attention(const char *name, dtype t, const char *shape, double s, double scores, double flops) {
+    double share = scores * flops / s / (t == DT_F32 ? peak_flops : peak_bf16), bound = attainable(t, flops);
+    printf("%-22s %-44s %10.3f ms %9.1f GF/s %5.1f%% of peak; bound %.1f%%, %.1f%% of it\n", name, shape, s * 1e3,
+           scores * flops / s * 1e-9, 100 * share, 100 * bound, 100 * share / bound);
+    fflush(stdout);
+}
 
 static void attention(dtype t, int64_t S, int64_t H, int64_t Hkv, int64_t D, bool causal) {
     char shape[80];
@@ -132,12 +175,12 @@ static void attention(dtype t, int64_t S, int64_t H, int64_t Hkv, int64_t D, boo
     size_t fwd_bytes = kern_attn_fwd_ws(&q, &k, threads), bwd_bytes = kern_attn_bwd_ws(&q, &k, threads);
     void *ws = bench_alloc(fwd_bytes > bwd_bytes ? fwd_bytes : bwd_bytes);
     double s, pairs = causal ? 0.5 * (double)S * (double)(S + 1) : (double)S * (double)S;
-    double work = pairs * (double)(H * D);
+    const double scores = pairs * (double)H;
     TIME(s, kern_attn_fwd(&q, &k, &v, &o, &lse, &p, ws, fwd_bytes));
-    if (wanted(fwd)) report_flops(fwd, shape, s, 4 * work);
+    if (wanted(fwd)) report_attention(fwd, t, shape, s, scores, 4.0 * (double)D);
     if (wanted(bwd)) {
         TIME(s, kern_attn_bwd(&q, &k, &v, &o, &lse, &dout, &dq, &dk, &dv, &p, ws, bwd_bytes));
-        report_flops(bwd, shape, s, 10 * work);
+        report_attention(bwd, t, shape, s, scores, 10.0 * (double)D);
     }
     for (int i = 0; i < 8; i++) free(all[i]->data);
     free(lse.data), free(ws);

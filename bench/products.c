@@ -116,6 +116,7 @@ static sp_status measure(dtype t, form f, layer l, int threads, int rounds, doub
 
 static sp_status table(dtype t, int threads, int rounds) {
     double least[FORMS], low = 1e300, high = 0;
+    for (double end = now_s() + 1; now_s() < end;) kern_peak_flops(t, threads); /* frequencies settle */
     int below = 0;
     printf("\n%s products on %d threads: share of the peak in %%, library / own\n\n| tokens in out |", dtype_name(t),
            threads);
