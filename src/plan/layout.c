@@ -175,7 +175,7 @@ static void print_list(const plan_list *list, int indent, buf *out) {
     for (int i = 0; i < list->n; i++) {
         const plan_instr *in = &list->data[i];
         buf_printf(out, "%*si%d %s%s:", indent, "", i, op_table[in->op].name,
-                   in->first        ? "first +="
+                   in->first        ? " first +="
                    : in->accumulate ? "+="
                                     : "");
         for (int k = 0; k < in->nout; k++) print_window(&in->out[k], out);

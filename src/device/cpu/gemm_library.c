@@ -134,9 +134,9 @@ static bool make_product(const kern_gemm_desc *d, gemm_library *g, product *p) {
            !dnnl_memory_create(&p->scratch, scratch, engine, DNNL_MEMORY_NONE);
 }
 
-/* Nearly equal parts of at most `most`, so that none is too thin. */
-static int64_t part_of(int64_t x, int64_t most) {
-    int64_t parts = ceil_div(x, most);
+/* Nearly equal parts of at most PART, so that none is too thin. */
+static int64_t part_of(int64_t x) {
+    int64_t parts = ceil_div(x, PART);
     return parts == 1 ? x : round_up(ceil_div(x, parts), ALIGN);
 }
 
@@ -145,11 +145,11 @@ static void choose_parts(gemm_library *g) {
     g->m = d->m, g->n = d->n, g->k = d->k;
     /* Sums of bf16 would be rounded after each part of k; the other forms are fast as they are. */
     if (d->ab != DT_F32 || d->nbatch || d->b_cs != 1) return;
-    g->n = part_of(d->n, PART);
+    g->n = part_of(d->n);
     if (d->a_cs == 1)
-        g->k = part_of(d->k, PART);
+        g->k = part_of(d->k);
     else
-        g->m = part_of(d->m, (int64_t)PART * d->threads); /* threads share out the rows */
+        g->m = part_of(d->m);
 }
 
 static bool make_parts(gemm_library *g) {
