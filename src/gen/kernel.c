@@ -5,7 +5,8 @@
  */
 #include "gen/kernel.h"
 
-static const char *const kind_name[GEN_KINDS] = {"load", "const", "cols", "index", "", "round", "sum", "max", "pick"};
+static const char *const kind_name[GEN_KINDS] = {"load",  "const",       "cols", "index", "",
+                                                 "round", "exp below 0", "sum",  "max",   "pick"};
 
 gen_kernel *gen_new(arena *a) {
     gen_kernel *k = ARENA_NEW(a, gen_kernel);
@@ -58,6 +59,8 @@ int gen_round(gen_kernel *k, int x, dtype t) {
 }
 
 int gen_reduce(gen_kernel *k, gen_kind kind, int x) { return add(k, (gen_stmt){.kind = kind, .nargs = 1, .arg = {x}}); }
+
+int gen_exp_below(gen_kernel *k, int x) { return add(k, (gen_stmt){.kind = GEN_BELOW, .nargs = 1, .arg = {x}}); }
 
 int gen_pick(gen_kernel *k, int x, int column) {
     return add(k, (gen_stmt){.kind = GEN_PICK, .nargs = 2, .arg = {x, column}});

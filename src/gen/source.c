@@ -56,6 +56,9 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, buf *out
     case GEN_INDEX:
         buf_printf(&text, "k_index(c)");
         break;
+    case GEN_BELOW:
+        buf_printf(&text, "k_exp_below(v%d)", s->arg[0]);
+        break;
     case GEN_SUM:
     case GEN_MAX:
     case GEN_PICK:

@@ -6,6 +6,8 @@
  */
 #include "device/ref/ref.h"
 
+#include <math.h>
+
 enum { PIECE = 512 };
 
 typedef struct frame {
@@ -47,6 +49,8 @@ static double evaluate(const frame *f, const gen_stmt *s, int64_t col) {
         return ref_eval(s->op, s->nargs, x);
     case GEN_ROUND:
         return rounded(x[0], s->type);
+    case GEN_BELOW:
+        return exp(x[0]);
     case GEN_SUM:
     case GEN_MAX:
     case GEN_PICK:
