@@ -14,6 +14,8 @@ sp_status kern_embed_fwd(dtype t, int64_t rows, int64_t n, int64_t vocab, const 
     return SP_OK;
 }
 
+enum { AHEAD = 4 };
+
 /* Every thread takes a range of columns and goes through all rows in order: no two threads meet in a word of the table,
  * and the order of additions is that of the rows. */
 INLINE void scatter(bool bf, int64_t part, int64_t parts, int64_t rows, int64_t n, const int64_t *ids, int64_t skip,
@@ -22,8 +24,9 @@ INLINE void scatter(bool bf, int64_t part, int64_t parts, int64_t rows, int64_t 
     const int64_t from = vectors * part / parts * VL, to = min64(n, vectors * (part + 1) / parts * VL);
     for (int64_t r = 0; r < rows; r++) {
         if (ids[r] == skip) continue;
-        float *to_row = dtable + ids[r] * n;
+        float *to_row = dtable + ids[r] * n, *soon = dtable + ids[min64(r + AHEAD, rows - 1)] * n;
         EACH_VECTOR(j, from, to, {
+            __builtin_prefetch(soon + j, 1); /* rows stand anywhere: nothing else fetches them early */
             put_part(false, to_row, j, left,
                      get_part(false, to_row, j, left, 0) + get_part(bf, dy, r * lddy + j, left, 0));
         });
