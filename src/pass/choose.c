@@ -23,12 +23,14 @@
 
 /* Coarse to fine. share: a loop's working set is at most what crosses its border, divided by this; loss: the same for
  * the loss head. late: the part of the layers, next to the loss, whose MLPs are cut: those before them run beside fewer
- * kept values. */
+ * kept values. fine: `share` only in that part of the layers, 1 in the others: the least tiles read and write the
+ * weights' gradients most often, and only the last layers, beside all that the others keep, need them. */
 static const struct {
     const char *policy;
-    int loss, share, late;
-} choices[] = {{"off", 0, 0, 0},  {"loss", 1, 0, 0}, {"loss", 8, 0, 0}, {"auto", 1, 1, 4}, {"auto", 1, 1, 2},
-               {"auto", 1, 2, 2}, {"auto", 1, 2, 1}, {"auto", 8, 8, 2}, {"auto", 8, 8, 1}};
+    int loss, share, late, fine;
+} choices[] = {{"off", 0, 0, 0, 0},  {"loss", 1, 0, 0, 0},  {"loss", 8, 0, 0, 0},
+               {"auto", 1, 1, 4, 1}, {"auto", 1, 1, 2, 1},  {"auto", 1, 2, 2, 1},
+               {"auto", 1, 2, 1, 1}, {"auto", 8, 8, 2, 16}, {"auto", 8, 8, 1, 1}};
 enum { CHOICES = sizeof choices / sizeof *choices };
 
 /* The passes behind `diff` under one choice; *seconds of a microbatch. */
@@ -52,6 +54,7 @@ static pass_options with_choice(const pass_options *o, int i) {
     x.tile_share = choices[i].share;
     x.loss_share = choices[i].loss;
     x.tile_late = choices[i].late;
+    x.tile_fine = choices[i].fine;
     return x;
 }
 

@@ -22,6 +22,7 @@ typedef struct pass_options {
     int tile_share;          /* a loop's working set: at most what crosses its border / this; 0: 8 */
     int loss_share;          /* the same for the loss head */
     int tile_late;           /* loops behind `save` only in the last 1/tile_late of forward, first of backward; 0: 1 */
+    int tile_fine;           /* tile_share only in the last 1/tile_fine of forward, first of backward; 0: 1 */
     double again_bound;      /* set by pass_choose: no plan under any of its choices computes again less */
     int64_t tile_bytes;      /* bound on a loop's working set, and values above it are tiled; 0: by widths */
     int64_t tile_rows;       /* fewest rows of one rank in a tile; 0: 256 */
@@ -64,8 +65,8 @@ int64_t pass_tile_padding(const pass_options *o, int64_t rows);
 /* schedule.c: the nodes in an order with a lower peak of live bytes, or the same order. */
 sp_status pass_schedule(const ir_graph *g, ir_graph **out) SP_NODISCARD;
 
-/* choose.c: how finely to tile, by trying; changes tiling, tile_policy, the shares, tile_late and again_bound of the
- * options. */
+/* choose.c: how finely to tile, by trying; changes tiling, tile_policy, the shares, tile_late, tile_fine and
+ * again_bound of the options. */
 sp_status pass_choose(const ir_graph *joint, const pass_options *o, pass_options *out) SP_NODISCARD;
 
 /* ---- pipeline.c ------------------------------------------------------------------------------- */

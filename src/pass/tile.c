@@ -243,22 +243,30 @@ int64_t pass_tile_padding(const pass_options *o, int64_t rows) {
     return round_up(rows, unit);
 }
 
-/* Early layers run beside few kept values: there is room to run them whole. Takes nodes out that are far from where the
- * backward starts. */
+/* Is a node in the last 1/part of the forward or the first of the backward? turn: where the backward starts. */
+static bool near_turn(const tiler *t, int node, int turn, int part) {
+    int n = t->g->nodes.n;
+    return node < turn ? node >= turn - turn / part : node < turn + (n - turn) / part;
+}
+
+/* Early layers run beside few kept values: there is room to run them whole, and those after them in large tiles. Takes
+ * nodes out that are far from where the backward starts; the others' tiles are small only near it. */
 static void only_late(tiler *t) {
     const ir_graph *g = t->g;
-    int turn = 0, n = g->nodes.n, part = t->o->tile_late;
-    if (part <= 1) return;
+    int turn = 0, n = g->nodes.n;
     while (turn < n && !g->nodes.data[turn].tag) turn++;
-    for (int i = 0; i < n; i++) {
-        bool late = i < turn ? i >= turn - turn / part : i < turn + (n - turn) / part;
-        if (!late) t->fits[i] = false;
+    if (t->o->tile_fine > 1) {
+        t->small_from = turn - turn / t->o->tile_fine;
+        t->small_to = turn + (n - turn) / t->o->tile_fine;
     }
+    for (int i = 0; i < n && t->o->tile_late > 1; i++)
+        if (!near_turn(t, i, turn, t->o->tile_late)) t->fits[i] = false;
 }
 
 sp_status pass_tile(const ir_graph *g, const pass_options *o, bool loss, ir_graph **out) {
     *out = (ir_graph *)g;
     tiler t = {.g = g, .o = o, .rows = g->seq / (o->ranks > 1 ? o->ranks : 1), .min_rows = least_rows(o)};
+    t.small_to = g->nodes.n;
     t.share = loss ? o->loss_share : o->tile_share;
     t.most = most_tiles(t.rows, t.min_rows);
     bool only_loss = o->tile_policy && strcmp(o->tile_policy, "loss") == 0;

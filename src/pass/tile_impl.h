@@ -17,9 +17,10 @@ typedef struct tiler {
     const ir_graph *g;
     const pass_options *o;
     arena *a;
-    int64_t rows, min_rows; /* of one rank; the fewest in a tile */
-    int share;              /* pass_options: loss_share or tile_share */
-    int64_t most;           /* the largest number of tiles: divides rows */
+    int64_t rows, min_rows;   /* of one rank; the fewest in a tile */
+    int share;                /* pass_options: loss_share or tile_share */
+    int small_from, small_to; /* nodes whose region's tiles are as small as `share` says; others': 1 */
+    int64_t most;             /* the largest number of tiles: divides rows */
     axis_layout *seq;       /* by value: where its sequence dimension is (LAYOUT_SHARD); LAYOUT_PARTIAL: a sum over it;
                              * LAYOUT_REPL: neither */
     ir_val *root;           /* by value: whose storage it shows */

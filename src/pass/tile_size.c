@@ -58,7 +58,9 @@ bool tile_choose(const tiler *t, tile_region *r) {
     int64_t whole = tile_working_set(t, r, 1), outside = r->boundary, in = outside;
     for (int i = 0; i < r->outputs.n; i++) in -= t->bytes[r->outputs.data[i]];
     whole += in; /* outputs are in the working set of the whole */
-    int64_t bound = t->o->tile_bytes ? t->o->tile_bytes : max64(outside / (t->share ? t->share : 8), 1 << 20), set = 0;
+    bool small = r->nodes.data[r->nodes.n - 1] >= t->small_from && r->nodes.data[0] < t->small_to;
+    int share = !small ? 1 : t->share ? t->share : 8;
+    int64_t bound = t->o->tile_bytes ? t->o->tile_bytes : max64(outside / share, 1 << 20), set = 0;
     for (r->tiles = 2; r->tiles <= t->most; r->tiles++) {
         if (t->rows % r->tiles || t->rows / r->tiles < t->min_rows) continue;
         set = tile_working_set(t, r, r->tiles);
