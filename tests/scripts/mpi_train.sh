@@ -46,6 +46,22 @@ if command -v cc gcc clang >/dev/null; then
     done
 fi
 
+# Dropout of attention's weights: the same masks in four threads and in four processes, and as on one rank.
+attention=$source/tests/ir/attention.ir
+for i in $(seq 0 1999); do printf '\\x%02x\\x00' $((i * i % 61 % 13)); done | xargs -0 printf >"$dir/tokens.bin"
+dropped() { "$@" --data "$dir/tokens.bin" --seq 21 --batch 2 --accum 2 --steps 4 --threads 1 --metrics "$dir/$metrics" 2>"$dir/stderr"; }
+metrics=threads.jsonl dropped "$autosp" train "$attention" --ranks 4 || complain "dropout in 4 threads: exit $?"
+metrics=processes.jsonl dropped mpi 4 train "$attention" || complain "dropout in 4 processes: exit $?"
+[ "$(numbers "$dir/threads.jsonl")" = "$(numbers "$dir/processes.jsonl")" ] || complain "with dropout threads and processes differ:
+$(numbers "$dir/threads.jsonl")
+$(numbers "$dir/processes.jsonl")"
+sed 's/drop_p=0.25/drop_p=0.5/' "$attention" >"$dir/half.ir"
+metrics=half.jsonl dropped "$autosp" train "$dir/half.ir" --ranks 4 || complain "more dropout: exit $?"
+[ "$(numbers "$dir/threads.jsonl")" = "$(numbers "$dir/half.jsonl")" ] && complain "dropout of attention's weights does nothing"
+for n in 2 4; do
+    mpi $n check "$attention" --seq 21 --threads 1 >"$dir/out" 2>"$dir/stderr" || complain "dropout against one rank, $n: exit $?"
+done
+
 # A mistake ends all processes with one message.
 mpi 2 train "$model" --data "$dir/none.txt" --seq 64 >"$dir/out" 2>"$dir/stderr" && complain "a missing file is accepted"
 grep -q "none.txt" "$dir/stderr" || complain "the missing file is not named"
