@@ -8,6 +8,7 @@ gradient is the weights alone.
 
 Operands stay away from where an operator has a step or a kink (whole and half numbers; two equal elements).
 """
+import functools
 import math
 import random
 
@@ -222,18 +223,23 @@ class EachOperator(nn.Module):
             for name, (shape, kind) in operands.items():
                 self.register_parameter(f"{target.replace('.', '/')}/{name}", nn.Parameter(values(shape, kind, rng)))
 
-    def weighted(self, x):
-        return (x.to(self.weights.dtype) * self.weights[:x.numel()].view(x.shape)).sum()
+    def weighted(self, x, shaped):
+        x = x if x.dtype == self.weights.dtype else x.to(self.weights.dtype)
+        if x.shape not in shaped:  # one view for each shape: the graph stays small
+            shaped[x.shape] = self.weights[:x.numel()].view(x.shape)
+        return (x * shaped[x.shape]).sum()
 
-    def term(self, target, function, operands):
+    def term(self, shaped, target, function, operands):
         package, name, overload = target.split(".")
         operator = getattr(getattr(getattr(torch.ops, package), name), overload)
         x = [self.get_parameter(f"{target.replace('.', '/')}/{name}") for name in operands]
         y = function(operator, *x)
-        return sum(map(self.weighted, y if isinstance(y, (tuple, list)) else [y])) + sum(map(self.weighted, x))
+        y = y if isinstance(y, (tuple, list)) else [y]
+        return functools.reduce(torch.add, [self.weighted(z, shaped) for z in [*y, *x]])
 
     def forward(self, input_ids, labels):
+        shaped = {}
         logits = self.head(self.embed(input_ids))
         each = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
         valid = (labels != -100).to(each.dtype)
-        return ((each + sum(self.term(*c) for c in CASES)) * valid).sum() / valid.sum()
+        return ((each + functools.reduce(torch.add, [self.term(shaped, *c) for c in CASES])) * valid).sum() / valid.sum()
