@@ -46,7 +46,8 @@ MODELS = [
 
 
 def plan(autosp, model, machine, options, seq, memory=None, host=None):
-    """The object of `plan --json`; None where nothing fits."""
+    """The object of `plan --json`; None where nothing fits. The machine gets as much memory as is asked for."""
+    machine += f",mem={int(memory)}" if memory else ""
     line = [autosp, "plan", model.path, "--machine", machine, "--dtype", "bf16", "--seq", str(seq), "--json"]
     line += ["--memory", str(int(memory))] if memory else []
     line += ["--host-memory", str(int(host))] if host else []

@@ -81,6 +81,18 @@ done
 refused 1 "no sequence length fits: --memory 500.00 KiB is too small" plan "$model" --seq max --memory 500KiB
 refused 1 "no sequence length fits: --memory 560.00 KiB is too small" plan "$model" --seq max --memory 560KiB
 
+# ---- at once: refusing a budget and naming the longest length takes about eight times the work of one plan of full
+# recomputation (and took more than thirty times when each length that was tried got its fastest plan)
+big=$2/examples/llama-3.1-8b.pt2
+cpu() {
+    local TIMEFORMAT=%U
+    { time "$autosp" plan "$big" --machine h100x8,mem=160e9 "$@" >/dev/null 2>"$dir/stderr"; } 2>&1
+}
+one=$(cpu --seq 131072 --set save.policy=layer)
+refusal=$(cpu --seq 1000000)
+says "the longest sequence that fits 149.01 GiB: --seq [0-9]+"
+awk "BEGIN { exit !($refusal <= 20 * $one) }" || complain "a refusal takes $refusal s, one plan $one s"
+
 # ---- monotone: twelve budgets up to what keeps everything
 "$autosp" plan "$model" --seq 1500 --ranks 2 --set save.policy=all --set tile.policy=off --json >"$dir/all"
 all=$(number peak_bytes "$dir/all")
