@@ -63,7 +63,7 @@ static sp_status compile_with(const train_model *m, const train_setup *s, purpos
     passes.lower = &po; /* what a plan really takes depends on the device */
     if (d.least) {
         passes.save_policy = "least";
-        passes.enough = s->memory;
+        passes.enough = d.tiling ? 0 : s->memory; /* under known tiles exactly what it takes: lengths are found by it */
         passes.tiling = d.tiling;
     }
     TRY(pass_pipeline(&forward, &passes, NULL, NULL, &joint));
