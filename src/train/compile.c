@@ -171,7 +171,10 @@ static void longest(search *x, length last, int64_t part) {
         int64_t near = max64(step, x->low.seq / part), n = x->low.seq + (x->high.seq - x->low.seq) / 2;
         length other = x->high.bytes ? x->high : last;
         double slope = (double)(other.bytes - x->low.bytes) / (double)(other.seq - x->low.seq);
-        bool line = other.seq != x->low.seq && slope > 0 && (i < 8 || i % 2 || !x->high.seq);
+        /* The rules keep less from some length on: there, doubling looks beyond a length that does not fit by the line.
+         */
+        bool outward = !x->high.seq && x->low.seq && !ours(x->s);
+        bool line = other.seq != x->low.seq && slope > 0 && (i < 8 || i % 2 || !x->high.seq) && !outward;
         if (x->high.seq && x->high.seq - x->low.seq <= near) break;
         if (line) {
             double left = (double)(x->s->memory - x->low.bytes) / slope;
