@@ -107,6 +107,7 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
             pass_options all = x;
             all.save_policy = "all";
             if (attempt(joint, &all, machine, &seconds) != SP_OK || seconds + tiled >= best) continue;
+            x.again_limit = best - seconds;
         }
         sp_status ok = attempt(joint, &x, machine, &seconds);
         out->again_bound = fmin(out->again_bound, r.bound);
@@ -121,6 +122,7 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
         double bound = out->again_bound;
         *out = with_choice(given, i);
         out->again_bound = bound;
+        out->again_limit = x.again_limit;                     /* the same search again */
         if (best < INFINITY && i == 0 && r.again <= 0) break; /* nothing is computed again, nothing is cut */
     }
     return SP_OK;

@@ -23,6 +23,7 @@ typedef struct pass_options {
     int loss_share;          /* the same for the loss head */
     int tile_late;           /* loops behind `save` only in the last 1/tile_late of forward, first of backward; 0: 1 */
     int tile_fine;           /* tile_share only in the last 1/tile_fine of forward, first of backward; 0: 1 */
+    double again_limit;      /* pass_choose: a choice whose plans compute again no less has lost; 0: none */
     double again_bound;      /* set by pass_choose: no plan under any of its choices computes again less */
     int64_t tile_bytes;      /* bound on a loop's working set, and values above it are tiled; 0: by widths */
     int64_t tile_rows;       /* fewest rows of one rank in a tile; 0: 256 */

@@ -25,6 +25,7 @@ static sp_status save(const ir_graph *g, const pass_options *o, ir_graph **out) 
                        .memory = o->memory,
                        .host_memory = o->host_memory,
                        .enough = o->enough,
+                       .again_limit = o->again_limit,
                        .machine = o->machine ? o->machine : &cpu,
                        .lower = o->lower,
                        .finish = tile,

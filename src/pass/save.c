@@ -152,12 +152,15 @@ static sp_status too_small(const save_model *m, const save_options *o, const rem
 }
 
 /* The fastest point that fits, -1 when none does (*least: the leanest's bytes): guess by the estimate and the last
- * candidate's correction, then close in. */
-static sp_status fit(search *s, int *point, int64_t *least) {
-    int lo = -1, hi = s->pts->n, k; /* lo fits, hi does not */
-    int64_t bytes = 0, budget = s->o->memory;
+ * candidate's correction, then close in. Only points of less than `limit` seconds count: the leanest of them is tried
+ * first, and when it does not fit nothing else is. */
+static sp_status fit(search *s, double limit, int *point, int64_t *least) {
+    int first = 0;
+    while (first < s->pts->n && s->pts->data[first].seconds >= limit) first++;
+    int lo = first - 1, hi = s->pts->n, k; /* lo fits, hi does not */
+    int64_t bytes = INT64_MAX, budget = s->o->memory;
     k = remat_curve_find(s->curve, budget - s->m->resident);
-    if (k < 0) k = 0;
+    if (k < 0 || first) k = first;
     for (int round = 0; hi - lo > 1; round++) {
         TRY(try_point(s, k, &bytes));
         if (budget <= 0 || bytes <= budget) {
@@ -173,7 +176,7 @@ static sp_status fit(search *s, int *point, int64_t *least) {
         if (k >= hi) k = hi - 1;
     }
     *least = bytes;
-    *point = lo;
+    *point = lo < first ? -1 : lo;
     return SP_OK;
 }
 
@@ -198,7 +201,8 @@ typedef struct found {
 static sp_status try_search(search *s, found *best, found *lean) {
     int point;
     int64_t least;
-    TRY(fit(s, &point, &least));
+    double limit = best->point < 0 ? INFINITY : best->s.pts->data[best->point].seconds;
+    TRY(fit(s, s->o->again_limit > 0 ? fmin(limit, s->o->again_limit) : limit, &point, &least));
     if (point < 0 && (lean->point < 0 || least < lean->arena)) *lean = (found){*s, 0, least};
     bool faster =
         point >= 0 && (best->point < 0 || s->pts->data[point].seconds < best->s.pts->data[best->point].seconds);
@@ -463,6 +467,7 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
         search x = search_of(s, sets[k], k < 2 ? 0 : o->host_memory);
         TRY(try_search(&x, &best, &lean));
     }
+    if (best.point < 0 && o->again_limit > 0) FAIL("no plan computes again less than %g s", o->again_limit);
     if (best.point < 0) { /* the fronts are exact to their resolution only: the leanest plan may still fit */
         const remat_plan **chosen;
         int64_t bytes;

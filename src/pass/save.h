@@ -21,6 +21,7 @@ typedef struct save_options {
     int64_t memory;              /* bytes of one rank, everything included; 0: no budget */
     int64_t host_memory;         /* bytes of one rank that values may be moved to; 0: none are */
     int64_t enough;              /* policy least: any plan of at most so many bytes will do; 0: the leanest */
+    double again_limit;          /* policy budget: fails when no plan computes again less; 0: none */
     const cost_machine *machine; /* prices the operators and the link to the host */
     bool keep_collectives;       /* never run a collective twice (default: those that only move data may) */
     /* What becomes of a candidate before it is lowered: the pass `tile`. NULL: nothing. */
