@@ -103,6 +103,7 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
         double seconds = 0;
         pass_options x = with_choice(given, i);
         x.save = &r;
+        x.trial = true;
         if (best < INFINITY) { /* can it win even with the least that may be computed again? */
             pass_options all = x;
             all.save_policy = "all";
@@ -122,7 +123,8 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
         double bound = out->again_bound;
         *out = with_choice(given, i);
         out->again_bound = bound;
-        out->again_limit = x.again_limit;                     /* the same search again */
+        out->again_limit = x.again_limit;
+        out->take = r.taken;                                  /* the same plan again, without its search */
         if (best < INFINITY && i == 0 && r.again <= 0) break; /* nothing is computed again, nothing is cut */
     }
     return SP_OK;

@@ -26,6 +26,8 @@ static sp_status save(const ir_graph *g, const pass_options *o, ir_graph **out) 
                        .host_memory = o->host_memory,
                        .enough = o->enough,
                        .again_limit = o->again_limit,
+                       .trial = o->trial,
+                       .take = o->take,
                        .machine = o->machine ? o->machine : &cpu,
                        .lower = o->lower,
                        .finish = tile,

@@ -180,11 +180,12 @@ static sp_status fit(search *s, double limit, int *point, int64_t *least) {
     return SP_OK;
 }
 
-/* A search over the chain with these plans of each class. */
-static search search_of(search s, const remat_plans *plans, int64_t host_memory) {
-    s.chain = (remat_chain){.n = s.m->nseg, .cls = s.m->cls, .plans = plans, .host_budget = host_memory};
+/* A search over the chain with these plans of each class, and at most cap bytes by their estimates (0: all). */
+static search search_of(search s, const remat_plans *plans, int64_t host_memory, int64_t cap) {
+    s.chain = (remat_chain){.n = s.m->nseg, .cls = s.m->cls, .plans = plans, .host_budget = host_memory, .cap = cap};
     s.curve = remat_chain_solve(s.m->g->a, &s.chain); /* the front outlives the pass */
     s.pts = remat_curve_points(s.curve);
+    if (cap > 0 && !s.pts->n) return search_of(s, plans, host_memory, 0);
     s.plan = ARENA_ARRAY(s.m->a, const remat_plan *, s.m->nseg);
     s.choice = ARENA_ARRAY(s.m->a, int, s.m->nseg);
     return s;
@@ -193,20 +194,25 @@ static search search_of(search s, const remat_plans *plans, int64_t host_memory)
 /* A plan that was lowered. */
 typedef struct found {
     search s;
-    int point; /* -1: none */
+    int set, point; /* which of the fronts, from 1; -1: none */
     int64_t arena;
 } found;
 
 /* Is a point of this search's front faster than the best? When none of it fits: is its leanest the leanest so far? */
-static sp_status try_search(search *s, found *best, found *lean) {
+static sp_status try_search(search *s, int set, found *best, found *lean) {
     int point;
     int64_t least;
     double limit = best->point < 0 ? INFINITY : best->s.pts->data[best->point].seconds;
-    TRY(fit(s, s->o->again_limit > 0 ? fmin(limit, s->o->again_limit) : limit, &point, &least));
-    if (point < 0 && (lean->point < 0 || least < lean->arena)) *lean = (found){*s, 0, least};
+    if (s->o->again_limit > 0) limit = fmin(limit, s->o->again_limit);
+    TRY(fit(s, limit, &point, &least));
+    if (remat_curve_cut(s->curve) && point == s->pts->n - 1) { /* the estimates are more than twice too high */
+        *s = search_of(*s, s->chain.plans, s->chain.host_budget, 0);
+        TRY(fit(s, limit, &point, &least));
+    }
+    if (point < 0 && (lean->point < 0 || least < lean->arena)) *lean = (found){*s, set, 0, least};
     bool faster =
         point >= 0 && (best->point < 0 || s->pts->data[point].seconds < best->s.pts->data[best->point].seconds);
-    if (faster) *best = (found){*s, point, s->r->arena};
+    if (faster) *best = (found){*s, set, point, s->r->arena};
     return SP_OK;
 }
 
@@ -451,21 +457,26 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
     /* First without the host: it is used only where that makes a step faster, or possible. */
     r->resident = m->resident;
     r->bound = bound_of(m, o, p.whole);
-    bool fits;
-    TRY(unchanged(m, o, r, &fits));
+    bool fits = false;
+    if (!o->take.set) TRY(unchanged(m, o, r, &fits));
     if (fits) {
-        s = search_of(s, p.whole, 0);
+        s = search_of(s, p.whole, 0, 0);
         r->front = s.pts;
         r->point = s.pts->n - 1;
         *out = (ir_graph *)m->g;
         return SP_OK;
     }
     found best = {.point = -1}, lean = {.point = -1};
+    int64_t room = o->memory - m->resident, cap = o->trial && room > 0 ? 2 * room : 0;
     remat_plans *sets[] = {p.whole, p.tiled, p.whole, p.bare, leanest_on_host(m, p.bare)};
     for (int k = 0; k < (o->host_memory > 0 ? 5 : 2); k++) {
+        if (o->take.set && o->take.set != k + 1) continue;
         if (best.point >= 0 && best.s.pts->data[best.point].seconds <= 0) break;
-        search x = search_of(s, sets[k], k < 2 ? 0 : o->host_memory);
-        TRY(try_search(&x, &best, &lean));
+        search x = search_of(s, sets[k], k < 2 ? 0 : o->host_memory, cap);
+        if (o->take.set)
+            best = (found){x, k + 1, o->take.point, o->take.arena};
+        else
+            TRY(try_search(&x, k + 1, &best, &lean));
     }
     if (best.point < 0 && o->again_limit > 0) FAIL("no plan computes again less than %g s", o->again_limit);
     if (best.point < 0) { /* the fronts are exact to their resolution only: the leanest plan may still fit */
@@ -481,6 +492,7 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
     s = best.s;
     r->point = best.point;
     r->arena = best.arena;
+    r->taken = (save_taken){best.set, best.point, best.arena};
     TRY(save_emit(m, m->g->a, taken(&s, r->point), out));
     report_plans(m, s.plan, r);
     r->front = s.pts;

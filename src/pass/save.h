@@ -9,6 +9,12 @@
 #include "plan/plan.h"
 #include "plan/remat.h"
 
+/* Where a search ended: with the same graph and options, save_options.take goes there without searching. */
+typedef struct save_taken {
+    int set, point; /* which of the fronts, counted from 1; its point. 0: not on a front */
+    int64_t arena;  /* bytes of a rank, everything included */
+} save_taken;
+
 /* The policies of --set save.policy=... :
  *   all      keep every value that the backward reads
  *   layer    keep each layer's input, compute all else of the layer again (full activation checkpointing)
@@ -22,6 +28,8 @@ typedef struct save_options {
     int64_t host_memory;         /* bytes of one rank that values may be moved to; 0: none are */
     int64_t enough;              /* policy least: any plan of at most so many bytes will do; 0: the leanest */
     double again_limit;          /* policy budget: fails when no plan computes again less; 0: none */
+    bool trial;                  /* policy budget: only the plan is wanted, not the front above the budget */
+    save_taken take;             /* policy budget: what a search has found already */
     const cost_machine *machine; /* prices the operators and the link to the host */
     bool keep_collectives;       /* never run a collective twice (default: those that only move data may) */
     /* What becomes of a candidate before it is lowered: the pass `tile`. NULL: nothing. */
@@ -51,6 +59,7 @@ typedef struct save_report {
     int64_t least;             /* least feasible budget, when the given one was refused */
     int64_t resident;          /* of the bytes of a rank, those that no plan can save (policy budget) */
     int rounds;                /* candidates lowered */
+    save_taken taken;          /* where policy budget ended */
     int tiling;                /* of pass_choose; set by pass_pipeline */
     double forward, backward;  /* seconds of one step without recomputation */
     double again, comm_again;  /* seconds computed again; of these collectives */

@@ -7,31 +7,35 @@
  */
 #include "plan/plan.h"
 
-static bool touches(const plan_list *list, int id) {
+#include <stdlib.h>
+
+/* first[b]: the number of the first instruction of the step that touches buffer b; a loop's body counts as the loop. */
+static void note_first(const plan_list *list, int loop, int *first) {
     for (int i = 0; i < list->n; i++) {
         const plan_instr *in = &list->data[i];
+        int at = loop < 0 ? i : loop;
         for (int k = 0; k < in->nin; k++)
-            if (in->in[k].buf == id) return true;
+            if (in->in[k].buf >= 0 && first[in->in[k].buf] < 0) first[in->in[k].buf] = at;
         for (int k = 0; k < in->nout; k++)
-            if (in->out[k].buf == id) return true;
-        if (in->loop && touches(&in->loop->body, id)) return true;
+            if (in->out[k].buf >= 0 && first[in->out[k].buf] < 0) first[in->out[k].buf] = at;
+        if (in->loop) note_first(&in->loop->body, at, first);
     }
-    return false;
 }
 
 void plan_first_writes(plan *p) {
     plan_list *step = &p->program[PROG_STEP].instrs;
+    int *first = malloc(sizeof *first * (size_t)(p->bufs.n + 1));
+    ASSERT(first);
+    for (int b = 0; b < p->bufs.n; b++) first[b] = -1;
+    note_first(step, -1, first);
     for (int i = 0; i < p->params.n; i++) {
         plan_param *q = &p->params.data[i];
-        plan_list one = {.n = 1};
-        int at = 0;
-        if (q->grad < 0) continue;
-        while (at < step->n && (one.data = &step->data[at], !touches(&one, q->grad))) at++;
-        if (at == step->n) continue;
-        plan_instr *in = &step->data[at];
+        if (q->grad < 0 || first[q->grad] < 0) continue;
+        plan_instr *in = &step->data[first[q->grad]];
         if (in->op != OP_dot || !in->accumulate || in->out[0].buf != q->grad) continue;
         const tensor *t = &in->out[0].t;
         if (tensor_numel(t) * dtype_size(t->type) != p->bufs.data[q->grad].bytes) continue;
         in->first = q->stored = true;
     }
+    free(first);
 }

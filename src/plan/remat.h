@@ -121,6 +121,7 @@ typedef struct remat_chain {
     int64_t resident;         /* bytes always alive: parameters, gradients, optimizer state */
     int64_t turn;             /* bytes besides all B when the backward starts, where no segment's window has them */
     int64_t host_budget;      /* bytes; 0: plans with host bytes are not used */
+    int64_t cap;              /* bytes: what needs more (by a step of the resolution) is left out; 0: nothing is */
 } remat_chain;
 
 /* One trade-off: no other plan of the chain has both a lower peak and less time (up to the resolution). */
@@ -142,6 +143,9 @@ typedef VEC(remat_point) remat_points;
  * log(peak range)). */
 remat_curve *remat_chain_solve(arena *a, const remat_chain *c);
 const remat_points *remat_curve_points(const remat_curve *c);
+
+/* Has `cap` left something out? The points that are there are the first ones of the whole front. */
+bool remat_curve_cut(const remat_curve *c);
 /* The fastest point whose peak is within the budget; -1 when none is (the first point has the least peak). */
 int remat_curve_find(const remat_curve *c, int64_t budget);
 /* The plan number of each segment at a point. */

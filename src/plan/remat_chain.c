@@ -39,6 +39,7 @@ struct remat_curve {
     remat_points points;
     VEC(run) runs;
     int n;
+    bool cut;
 };
 
 /* Number of the bucket of r: the exponent and `log` bits behind the leading one; increasing in r. */
@@ -64,6 +65,9 @@ static void solve(arena *a, const remat_chain *c, int with_host, double price, r
     states cur = {0};
     state last = {.r = c->turn, .next = -1, .plan = -1};
     int log = with_host > 0 ? HOST_STEPS_LOG : STEPS_LOG, nslot = buckets(log);
+    /* R only grows towards the front of the chain: what is above the cap stays there. Whole buckets, so that the
+     * states below are those of a run without it. */
+    int top = c->cap > 0 ? bucket(c->cap, log) : nslot - 1;
     state *slot = malloc(sizeof *slot * (size_t)nslot); /* megabytes, of which a run touches little */
     uint8_t *used = ARENA_ARRAY(tmp, uint8_t, nslot);
     ASSERT(slot);
@@ -89,6 +93,10 @@ static void solve(arena *a, const remat_chain *c, int with_host, double price, r
                            .plan = j};
                 if (s.host > c->host_budget) continue;
                 int b = bucket(s.r, log);
+                if (b > top) {
+                    out->cut = true;
+                    break; /* the next suffixes need more still */
+                }
                 if (used[b] && !better(&s, &slot[b])) continue;
                 used[b] = 1;
                 slot[b] = s;
@@ -164,6 +172,8 @@ remat_curve *remat_chain_solve(arena *a, const remat_chain *c) {
 }
 
 const remat_points *remat_curve_points(const remat_curve *c) { return &c->points; }
+
+bool remat_curve_cut(const remat_curve *c) { return c->cut; }
 
 int remat_curve_find(const remat_curve *c, int64_t budget) {
     int lo = -1, hi = c->points.n - 1; /* the last point within the budget: time decreases */

@@ -416,6 +416,22 @@ static void chain_is_the_best_of_all_combinations(void **state) {
             assert_true(fabs(e.seconds - pts->data[k].seconds) < 1e-9);
             assert_int_equal(e.bytes, pts->data[k].bytes);
         }
+        /* With a cap: the same points up to it, the same plans, and a word when there are more. */
+        c.cap = 1 + below(&rng, 60);
+        remat_curve *part = remat_chain_solve(a, &c);
+        const remat_points *some = remat_curve_points(part);
+        int upto = 0, with[5];
+        while (upto < pts->n && pts->data[upto].peak <= c.resident + c.cap) upto++;
+        assert_int_equal(some->n, upto);
+        assert_true(remat_curve_cut(part) || upto == pts->n);
+        assert_false(remat_curve_cut(curve));
+        for (int k = 0; k < some->n; k++) {
+            assert_int_equal(some->data[k].peak, pts->data[k].peak);
+            assert_true(some->data[k].seconds == pts->data[k].seconds);
+            remat_curve_plans(curve, k, plan);
+            remat_curve_plans(part, k, with);
+            for (int i = 0; i < n; i++) assert_int_equal(plan[i], with[i]);
+        }
         arena_free(a);
     }
 }
