@@ -6,6 +6,9 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <unistd.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 enum { COMMS = 5 }; /* the four collectives of microbatches, and the gradients' reduction at the end */
 
@@ -218,7 +221,17 @@ static sp_status apply_machine(cli_options *o, int *ranks) {
     return SP_OK;
 }
 
+/* A search lowers dozens of candidates, each in an arena of its own: what one gives back the next one takes, without
+ * the system (a tenth of the time at 126 layers). */
+static void keep_freed_memory(void) {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
+}
+
 sp_status cmd_plan(const cli_options *given) {
+    keep_freed_memory();
     cli_options o = *given;
     int ranks;
     TRY(cli_supported(&o));

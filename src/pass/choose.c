@@ -96,6 +96,7 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
     TRY(cost_machine_parse(joint->a, "cpu", &cpu));
     const cost_machine *machine = o->machine ? o->machine : &cpu;
     if (least) return leanest(joint, o, machine, out);
+    save_curves curves = {.a = joint->a};
     double best = INFINITY, tiled = 0; /* tiled: what every plan with a tiled loss computes again, at least */
     int64_t lean = INT64_MAX;          /* budget, where none fits: the choice that needs the least speaks for all */
     for (int i = 0; i < CHOICES; i++) {
@@ -104,6 +105,7 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
         pass_options x = with_choice(given, i);
         x.save = &r;
         x.trial = true;
+        x.curves = &curves;
         if (best < INFINITY) { /* can it win even with the least that may be computed again? */
             pass_options all = x;
             all.save_policy = "all";

@@ -25,6 +25,7 @@ typedef struct pass_options {
     int tile_fine;           /* tile_share only in the last 1/tile_fine of forward, first of backward; 0: 1 */
     double again_limit;      /* pass_choose: a choice whose plans compute again no less has lost; 0: none */
     bool trial;              /* set by pass_choose while it tries: the report's front may end at the budget */
+    save_curves *curves;     /* set by pass_choose while it tries: what its searches share */
     save_taken take;         /* set by pass_choose: what its search under the choice has found */
     double again_bound;      /* set by pass_choose: no plan under any of its choices computes again less */
     int64_t tile_bytes;      /* bound on a loop's working set, and values above it are tiled; 0: by widths */

@@ -27,6 +27,7 @@ static sp_status save(const ir_graph *g, const pass_options *o, ir_graph **out) 
                        .enough = o->enough,
                        .again_limit = o->again_limit,
                        .trial = o->trial,
+                       .curves = o->curves,
                        .take = o->take,
                        .machine = o->machine ? o->machine : &cpu,
                        .lower = o->lower,

@@ -180,10 +180,34 @@ static sp_status fit(search *s, double limit, int *point, int64_t *least) {
     return SP_OK;
 }
 
+static uint64_t key_of(const save_model *m, const remat_chain *c) {
+    uint64_t h = hash_bytes(HASH_INIT, c->cls, sizeof *c->cls * (size_t)c->n);
+    int64_t sizes[] = {c->resident, c->turn, c->host_budget, c->cap};
+    h = hash_bytes(h, sizes, sizeof sizes);
+    for (int k = 0; k < m->ncls; k++)
+        for (int i = 0; i < c->plans[k].n; i++) {
+            const remat_plan *p = &c->plans[k].data[i];
+            int64_t bytes[] = {k, p->bytes, p->window, p->host};
+            h = hash_bytes(hash_bytes(h, bytes, sizeof bytes), &p->seconds, sizeof p->seconds);
+        }
+    return h;
+}
+
+static remat_curve *curve_of(const search *s) {
+    save_curves *all = s->o->curves;
+    if (!all) return remat_chain_solve(s->m->g->a, &s->chain); /* the front outlives the pass */
+    struct save_curve fresh = {.key = key_of(s->m, &s->chain)};
+    for (int i = 0; i < all->n; i++)
+        if (all->data[i].key == fresh.key) return all->data[i].curve;
+    fresh.curve = remat_chain_solve(all->a, &s->chain);
+    vec_push(all->a, all, fresh);
+    return fresh.curve;
+}
+
 /* A search over the chain with these plans of each class, and at most cap bytes by their estimates (0: all). */
 static search search_of(search s, const remat_plans *plans, int64_t host_memory, int64_t cap) {
     s.chain = (remat_chain){.n = s.m->nseg, .cls = s.m->cls, .plans = plans, .host_budget = host_memory, .cap = cap};
-    s.curve = remat_chain_solve(s.m->g->a, &s.chain); /* the front outlives the pass */
+    s.curve = curve_of(&s);
     s.pts = remat_curve_points(s.curve);
     if (cap > 0 && !s.pts->n) return search_of(s, plans, host_memory, 0);
     s.plan = ARENA_ARRAY(s.m->a, const remat_plan *, s.m->nseg);

@@ -15,6 +15,16 @@ typedef struct save_taken {
     int64_t arena;  /* bytes of a rank, everything included */
 } save_taken;
 
+/* Fronts of chains that were solved already: choices of tiles differ in few of them. */
+typedef struct save_curves {
+    arena *a; /* the fronts' */
+    struct save_curve {
+        uint64_t key; /* of all that the front depends on */
+        remat_curve *curve;
+    } * data;
+    int n, cap;
+} save_curves;
+
 /* The policies of --set save.policy=... :
  *   all      keep every value that the backward reads
  *   layer    keep each layer's input, compute all else of the layer again (full activation checkpointing)
@@ -29,6 +39,7 @@ typedef struct save_options {
     int64_t enough;              /* policy least: any plan of at most so many bytes will do; 0: the leanest */
     double again_limit;          /* policy budget: fails when no plan computes again less; 0: none */
     bool trial;                  /* policy budget: only the plan is wanted, not the front above the budget */
+    save_curves *curves;         /* policy budget: fronts are looked up and added here; NULL: nowhere */
     save_taken take;             /* policy budget: what a search has found already */
     const cost_machine *machine; /* prices the operators and the link to the host */
     bool keep_collectives;       /* never run a collective twice (default: those that only move data may) */

@@ -51,7 +51,14 @@ static int bucket(int64_t r, int log) {
 
 static int buckets(int log) { return (64 - log + 1) << log; }
 
-static bool better(const state *x, const state *y) {
+/* The best state of a bucket so far; cost INFINITY: none. */
+typedef struct slot {
+    double cost;
+    int64_t r, host;
+    int next, plan;
+} slot;
+
+static bool better(const slot *x, const slot *y) {
     if (x->cost != y->cost) return x->cost < y->cost;
     if (x->r != y->r) return x->r < y->r;
     return x->host < y->host;
@@ -60,17 +67,16 @@ static bool better(const state *x, const state *y) {
 /* One run of the program; plans with host bytes only in the first `with_host` segments, and a host byte as dear as
  * `price` seconds. */
 static void solve(arena *a, const remat_chain *c, int with_host, double price, remat_curve *out) {
-    arena *tmp = arena_new();
     run r = {.level = ARENA_ARRAY(a, back *, c->n + 1)};
-    states cur = {0};
+    states cur = {0}, next = {0};
     state last = {.r = c->turn, .next = -1, .plan = -1};
     int log = with_host > 0 ? HOST_STEPS_LOG : STEPS_LOG, nslot = buckets(log);
     /* R only grows towards the front of the chain: what is above the cap stays there. Whole buckets, so that the
      * states below are those of a run without it. */
     int top = c->cap > 0 ? bucket(c->cap, log) : nslot - 1;
-    state *slot = malloc(sizeof *slot * (size_t)nslot); /* megabytes, of which a run touches little */
-    uint8_t *used = ARENA_ARRAY(tmp, uint8_t, nslot);
-    ASSERT(slot);
+    slot *slots = malloc(sizeof *slots * (size_t)nslot); /* megabytes, of which a run touches little */
+    ASSERT(slots);
+    for (int b = 0; b < nslot; b++) slots[b].cost = INFINITY;
     vec_push(NULL, &cur, last);
     for (int i = c->n - 1; i >= 0; i--) {
         const remat_plans *p = &c->plans[c->cls[i]];
@@ -83,36 +89,48 @@ static void solve(arena *a, const remat_chain *c, int with_host, double price, r
             while (from + 1 < cur.n && x->bytes + cur.data[from + 1].r <= x->window &&
                    cur.data[from + 1].host + x->host <= c->host_budget)
                 from++;
+            double moved = price * (double)x->host;
             for (int k = from; k < cur.n; k++) {
-                state s = {.r = max64(x->window, x->bytes + cur.data[k].r),
-                           .bytes = cur.data[k].bytes + x->bytes,
-                           .host = cur.data[k].host + x->host,
-                           .t = cur.data[k].t + x->seconds,
-                           .cost = cur.data[k].cost + x->seconds + price * (double)x->host,
-                           .next = k,
-                           .plan = j};
-                if (s.host > c->host_budget) continue;
+                const state *rest = &cur.data[k];
+                if (rest->host + x->host > c->host_budget) continue;
+                slot s = {.r = max64(x->window, x->bytes + rest->r),
+                          .host = rest->host + x->host,
+                          .cost = rest->cost + x->seconds + moved,
+                          .next = k,
+                          .plan = j};
                 int b = bucket(s.r, log);
                 if (b > top) {
                     out->cut = true;
                     break; /* the next suffixes need more still */
                 }
-                if (used[b] && !better(&s, &slot[b])) continue;
-                used[b] = 1;
-                slot[b] = s;
+                if (!better(&s, &slots[b])) continue;
+                slots[b] = s;
                 lo = b < lo ? b : lo;
                 hi = b > hi ? b : hi;
             }
         }
-        cur.n = 0;
         double best = INFINITY;
+        next.n = 0;
         for (int b = lo; b <= hi; b++) {
-            if (used[b] && slot[b].cost < best) {
-                best = slot[b].cost;
-                vec_push(NULL, &cur, slot[b]);
+            const slot *s = &slots[b];
+            if (s->cost < best) {
+                const remat_plan *x = &p->data[s->plan];
+                const state *rest = &cur.data[s->next];
+                state fresh = {.r = s->r,
+                               .bytes = rest->bytes + x->bytes,
+                               .host = s->host,
+                               .t = rest->t + x->seconds,
+                               .cost = s->cost,
+                               .next = s->next,
+                               .plan = s->plan};
+                best = s->cost;
+                vec_push(NULL, &next, fresh);
             }
-            used[b] = 0;
+            slots[b].cost = INFINITY;
         }
+        states swap = cur;
+        cur = next;
+        next = swap;
         r.level[i] = ARENA_ARRAY(a, back, cur.n);
         for (int k = 0; k < cur.n; k++) r.level[i][k] = (back){cur.data[k].next, cur.data[k].plan};
     }
@@ -127,8 +145,8 @@ static void solve(arena *a, const remat_chain *c, int with_host, double price, r
     }
     vec_push(a, &out->runs, r);
     vec_free(&cur);
-    free(slot);
-    arena_free(tmp);
+    vec_free(&next);
+    free(slots);
 }
 
 static int point_cmp(const void *x, const void *y) {
