@@ -181,7 +181,7 @@ remat_curve *remat_chain_solve(arena *a, const remat_chain *c) {
     for (double price = 1.0 / 16; price <= 256 && c->host_budget > 0; price *= 8)
         solve(a, c, c->n - 1, price * all / (double)c->host_budget, out);
     remat_points *p = &out->points;
-    qsort(p->data, (size_t)p->n, sizeof *p->data, point_cmp);
+    if (p->n) qsort(p->data, (size_t)p->n, sizeof *p->data, point_cmp); /* none under a cap that is too low */
     int n = 0;
     for (int i = 0; i < p->n; i++)
         if (!n || p->data[i].seconds < p->data[n - 1].seconds) p->data[n++] = p->data[i];
