@@ -9,18 +9,25 @@
 
 #include <stdint.h>
 
-static inline void philox4x32(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]) {
-    uint32_t k0 = key[0], k1 = key[1], c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
+/* n counters under one key, side by side: word w of counter i is c[w n + i]. In place; vectors where n is a constant.
+ */
+static inline __attribute__((always_inline)) void philox_rounds(uint32_t *c, int n, uint32_t k0, uint32_t k1) {
     for (int round = 0; round < 10; round++) {
-        uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
-        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-        c1 = (uint32_t)p1;
-        c3 = (uint32_t)p0;
+        for (int i = 0; i < n; i++) {
+            uint64_t p0 = (uint64_t)0xD2511F53u * c[i], p1 = (uint64_t)0xCD9E8D57u * c[2 * n + i];
+            c[i] = (uint32_t)(p1 >> 32) ^ c[n + i] ^ k0;
+            c[2 * n + i] = (uint32_t)(p0 >> 32) ^ c[3 * n + i] ^ k1;
+            c[n + i] = (uint32_t)p1;
+            c[3 * n + i] = (uint32_t)p0;
+        }
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
+}
+
+static inline void philox4x32(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]) {
+    for (int w = 0; w < 4; w++) out[w] = counter[w];
+    philox_rounds(out, 1, key[0], key[1]);
 }
 
 /* A number in [0, 1) with 24 bits for element `index` of draw (seed, draw, node). */

@@ -147,24 +147,14 @@ void attn_keep(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t lanes, i
     const uint32_t least = philox_threshold(d->p);
     const float factor = d->p < 1 ? (float)(1 / (1 - d->p)) : 0;
     for (int64_t i0 = 0; i0 < lanes; i0 += VL) {
-        uint32_t c[4][VL], k0 = (uint32_t)d->seed, k1 = (uint32_t)(d->seed >> 32) ^ d->node;
+        uint32_t c[4][VL];
         for (int i = 0; i < VL; i++) {
             c[0][i] = (uint32_t)block;
             c[1][i] = (uint32_t)(a->p->q_offset + q0 + i0 + i);
             c[2][i] = (uint32_t)b << 16 | (uint32_t)(d->head_offset + h);
             c[3][i] = (uint32_t)d->draw;
         }
-        for (int round = 0; round < 10; round++) {
-            for (int i = 0; i < VL; i++) {
-                uint64_t p0 = (uint64_t)0xD2511F53u * c[0][i], p1 = (uint64_t)0xCD9E8D57u * c[2][i];
-                c[0][i] = (uint32_t)(p1 >> 32) ^ c[1][i] ^ k0;
-                c[2][i] = (uint32_t)(p0 >> 32) ^ c[3][i] ^ k1;
-                c[1][i] = (uint32_t)p1;
-                c[3][i] = (uint32_t)p0;
-            }
-            k0 += 0x9E3779B9u;
-            k1 += 0xBB67AE85u;
-        }
+        philox_rounds(c[0], VL, (uint32_t)d->seed, (uint32_t)(d->seed >> 32) ^ d->node);
         for (int k = 0; k < 4; k++)
             for (int i = 0; i < VL; i++) keep[k][i0 + i] = c[k][i] >> 8 >= least ? factor : 0;
     }

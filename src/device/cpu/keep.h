@@ -54,7 +54,7 @@ INLINE uint64_t keep_word(const keep_state *s, uint64_t word) {
 }
 #else
 INLINE uint64_t keep_word(const keep_state *s, uint64_t word) {
-    uint32_t c[4][16], k0 = (uint32_t)s->seed, k1 = (uint32_t)(s->seed >> 32) ^ s->node;
+    uint32_t c[4][16];
     const uint64_t first = word * 16;
     for (int i = 0; i < 16; i++) {
         c[0][i] = (uint32_t)first + (uint32_t)i;
@@ -62,17 +62,7 @@ INLINE uint64_t keep_word(const keep_state *s, uint64_t word) {
         c[2][i] = (uint32_t)s->draw;
         c[3][i] = s->node;
     }
-    for (int round = 0; round < 10; round++) {
-        for (int i = 0; i < 16; i++) {
-            uint64_t p0 = (uint64_t)0xD2511F53u * c[0][i], p1 = (uint64_t)0xCD9E8D57u * c[2][i];
-            c[0][i] = (uint32_t)(p1 >> 32) ^ c[1][i] ^ k0;
-            c[2][i] = (uint32_t)(p0 >> 32) ^ c[3][i] ^ k1;
-            c[1][i] = (uint32_t)p1;
-            c[3][i] = (uint32_t)p0;
-        }
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
+    philox_rounds(c[0], 16, (uint32_t)s->seed, (uint32_t)(s->seed >> 32) ^ s->node);
     uint64_t bits = 0;
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 4; j++) bits |= (uint64_t)(c[j][i] >> 8 >= s->least) << (4 * i + j);
