@@ -64,6 +64,9 @@ sp_status cpu_runs_here(void) SP_NODISCARD;
 
 /* dropout.c: the same for every device on the host. c->to is the operand's layout, c->offset the rank's coordinate. */
 sp_status dropout_run(dev_call *c);
+/* Row r (all dimensions but the last) of the call's result: its local index, and where it begins in operand and result,
+ * in elements. index[last] is left as it is. */
+void dropout_row(const dev_call *c, int64_t r, int64_t *index, int64_t *xa, int64_t *ya);
 /* The number of an element of the call's result, given by its local index, in the whole tensor without padding; and
  * whether the numbers of a row's elements follow one another. */
 uint64_t dropout_number(const dev_call *c, const int64_t *index);

@@ -12,6 +12,17 @@ static int64_t rows_of(const dev_call *c, int d) {
     return c->out[0].dim[d] * (c->tile.kind == LAYOUT_SHARD && c->tile.dim == d ? c->tiles : 1);
 }
 
+void dropout_row(const dev_call *c, int64_t r, int64_t *index, int64_t *xa, int64_t *ya) {
+    const tensor *x = &c->in[0], *y = &c->out[0];
+    *xa = *ya = 0;
+    for (int d = y->rank - 2; d >= 0; d--) {
+        index[d] = r % y->dim[d];
+        r /= y->dim[d];
+        *xa += index[d] * x->stride[d];
+        *ya += index[d] * y->stride[d];
+    }
+}
+
 uint64_t dropout_number(const dev_call *c, const int64_t *index) {
     const tensor *y = &c->out[0];
     const ir_dim *dims;
@@ -54,13 +65,8 @@ sp_status dropout_run(dev_call *c) {
     for (int d = 0; d < last; d++) rows *= y->dim[d];
 #pragma omp parallel for schedule(static) if (rows * len > 4096)
     for (int64_t r = 0; r < rows; r++) {
-        int64_t rest = r, index[TENSOR_MAX_RANK] = {0}, xa = 0, ya = 0;
-        for (int d = last - 1; d >= 0; d--) {
-            index[d] = rest % y->dim[d];
-            rest /= y->dim[d];
-            xa += index[d] * x->stride[d];
-            ya += index[d] * y->stride[d];
-        }
+        int64_t index[TENSOR_MAX_RANK] = {0}, xa, ya;
+        dropout_row(c, r, index, &xa, &ya);
         for (int64_t i = 0; i < len; i++) {
             if (last >= 0) index[last] = i;
             uint64_t at = dropout_number(c, index);

@@ -28,13 +28,8 @@ sp_status cpu_dropout(dev_call *c) {
     for (int d = 0; d < last; d++) rows *= y->dim[d];
 #pragma omp parallel for schedule(static) if (rows * y->dim[last] >= ROWS_ALONE)
     for (int64_t r = 0; r < rows; r++) {
-        int64_t rest = r, index[TENSOR_MAX_RANK] = {0}, xa = 0, ya = 0;
-        for (int d = last - 1; d >= 0; d--) {
-            index[d] = rest % y->dim[d];
-            rest /= y->dim[d];
-            xa += index[d] * x->stride[d];
-            ya += index[d] * y->stride[d];
-        }
+        int64_t index[TENSOR_MAX_RANK] = {0}, xa, ya;
+        dropout_row(c, r, index, &xa, &ya);
         keep_state s = keep_start((uint64_t)rng[0], (uint64_t)rng[1], (uint32_t)ir_int(c->node, "id", 0), least);
         const uint64_t at = dropout_number(c, index);
         if (bf)
