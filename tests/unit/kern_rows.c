@@ -351,6 +351,45 @@ static void copies(void **state) {
     }
 }
 
+/* Copies and embeddings that are large enough for stores past the caches, and dimensions long enough to be cut: heads
+ * put first and back, rows turned into columns, with and without whole lines. */
+static void large_copies(void **state) {
+    (void)state;
+    const int64_t dim[][3] = {{1100, 40, 96}, {40, 1100, 96}, {1, 2100, 2048}, {1, 2100, 2111}, {3, 1000, 1600}};
+    for (int c = 0; c < 20; c++) {
+        const dtype t = (dtype[]){DT_F32, DT_BF16, DT_I32, DT_F64}[c % 4];
+        const int64_t *d = dim[c / 4], n = d[0] * d[1] * d[2] * (t == DT_BF16 ? 2 : 1), size = dtype_size(t);
+        const int64_t D[3] = {d[0] * (t == DT_BF16 ? 2 : 1), d[1], d[2]}; /* as many bytes */
+        tensor src = {.type = t, .rank = 3, .dim = {D[0], D[1], D[2]}, .stride = {D[1] * D[2], D[2], 1}}, dst = src;
+        src.data = aligned_alloc(64, (size_t)(n * size + 63) / 64 * 64);
+        dst.data = aligned_alloc(64, (size_t)(n * size + 63) / 64 * 64);
+        assert_non_null(src.data), assert_non_null(dst.data);
+        if (c < 8)
+            dst.stride[0] = D[2], dst.stride[1] = D[0] * D[2];
+        else
+            dst.stride[1] = 1, dst.stride[2] = D[1];
+        for (int64_t i = 0; i < n * size / 2; i++) ((uint16_t *)src.data)[i] = (uint16_t)(i * 40503 >> 3);
+        kern_copy(&dst, &src);
+        for (int64_t i = 0, s = 0; i < D[0]; i++)
+            for (int64_t j = 0; j < D[1]; j++)
+                for (int64_t k = 0; k < D[2]; k++, s++) {
+                    const int64_t to = i * dst.stride[0] + j * dst.stride[1] + k * dst.stride[2];
+                    if (memcmp((char *)dst.data + to * size, (char *)src.data + s * size, (size_t)size) != 0)
+                        fail_msg("copy %d: element %lld %lld %lld", c, (long long)i, (long long)j, (long long)k);
+                }
+        free(src.data), free(dst.data);
+    }
+    enum { ROWS_OF = 6000, WIDE = 768, VOCAB = 11 };
+    float *table = filled(DT_F32, VOCAB * WIDE, &seed), *y = aligned_alloc(64, sizeof(float) * ROWS_OF * WIDE);
+    int64_t *ids = xalloc(8 * ROWS_OF);
+    assert_non_null(y);
+    for (int64_t r = 0; r < ROWS_OF; r++) ids[r] = r * 7 % VOCAB;
+    assert_int_equal(kern_embed_fwd(DT_F32, ROWS_OF, WIDE, VOCAB, ids, table, y, WIDE), SP_OK);
+    for (int64_t r = 0; r < ROWS_OF; r++)
+        assert_memory_equal(y + r * WIDE, table + ids[r] * WIDE, sizeof(float) * WIDE);
+    free(table), free(y), free(ids);
+}
+
 static void embeddings(void **state) {
     (void)state;
     EACH_SIZE(t, rows, n) {
@@ -448,10 +487,19 @@ int main(void) {
     omp_set_num_threads(3);
 #endif
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norms),     cmocka_unit_test(softmaxes), cmocka_unit_test(cross_entropy),
-        cmocka_unit_test(rotary),    cmocka_unit_test(swiglu),    cmocka_unit_test(activations),
-        cmocka_unit_test(linear),    cmocka_unit_test(copies),    cmocka_unit_test(embeddings),
-        cmocka_unit_test(optimizer), cmocka_unit_test(sums),      cmocka_unit_test(dropout_by_words),
+        cmocka_unit_test(norms),
+        cmocka_unit_test(softmaxes),
+        cmocka_unit_test(cross_entropy),
+        cmocka_unit_test(rotary),
+        cmocka_unit_test(swiglu),
+        cmocka_unit_test(activations),
+        cmocka_unit_test(linear),
+        cmocka_unit_test(copies),
+        cmocka_unit_test(large_copies),
+        cmocka_unit_test(embeddings),
+        cmocka_unit_test(optimizer),
+        cmocka_unit_test(sums),
+        cmocka_unit_test(dropout_by_words),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,8 @@
-/* embed.c - embedding rows: gather, and the scatter-add of its gradient. */
+/* embed.c - embedding rows: gather, and the scatter-add of its gradient. Rows stand anywhere, so nothing fetches them
+ * early but we: some rows ahead. */
 #include "device/cpu/rows.h"
+
+enum { AHEAD = 6 };
 
 sp_status kern_embed_fwd(dtype t, int64_t rows, int64_t n, int64_t vocab, const int64_t *ids, const void *table,
                          void *y, int64_t ldy) {
@@ -8,13 +11,19 @@ sp_status kern_embed_fwd(dtype t, int64_t rows, int64_t n, int64_t vocab, const 
         CHECK(ids[r] >= 0 && ids[r] < vocab,
               "embedding: the id of row %lld is %lld, but the table has %lld rows; check the data's vocabulary",
               (long long)r, (long long)ids[r], (long long)vocab);
-#pragma omp parallel for schedule(static) if (rows * n >= ROWS_ALONE)
-    for (int64_t r = 0; r < rows; r++)
-        memcpy((char *)y + r * ldy * size, (const char *)table + ids[r] * n * size, (size_t)(n * size));
+    const int64_t bytes = n * size;
+    const bool stream = rows * bytes >= STREAM_BYTES && whole_lines(y, bytes) && whole_lines(y, ldy * size);
+#pragma omp parallel if (rows * n >= ROWS_ALONE)
+    {
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            prefetch_run((const char *)table + ids[min64(r + AHEAD, rows - 1)] * bytes, bytes);
+            copy_run((char *)y + r * ldy * size, (const char *)table + ids[r] * bytes, bytes, stream);
+        }
+        if (stream) vst_stream_end();
+    }
     return SP_OK;
 }
-
-enum { AHEAD = 4 };
 
 /* Every thread takes a range of columns and goes through all rows in order: no two threads meet in a word of the table,
  * and the order of additions is that of the rows. */
@@ -24,9 +33,11 @@ INLINE void scatter(bool bf, int64_t part, int64_t parts, int64_t rows, int64_t 
     const int64_t from = vectors * part / parts * VL, to = min64(n, vectors * (part + 1) / parts * VL);
     for (int64_t r = 0; r < rows; r++) {
         if (ids[r] == skip) continue;
-        float *to_row = dtable + ids[r] * n, *soon = dtable + ids[min64(r + AHEAD, rows - 1)] * n;
+        const int64_t soon = min64(r + AHEAD, rows - 1);
+        float *to_row = dtable + ids[r] * n;
         EACH_VECTOR(j, from, to, {
-            __builtin_prefetch(soon + j, 1); /* rows stand anywhere: nothing else fetches them early */
+            __builtin_prefetch(dtable + ids[soon] * n + j, 1);
+            __builtin_prefetch(elem_at(bf, dy, soon * lddy + j));
             put_part(false, to_row, j, left,
                      get_part(false, to_row, j, left, 0) + get_part(bf, dy, r * lddy + j, left, 0));
         });

@@ -35,4 +35,24 @@ enum { ROWS_ALONE = 1 << 15, ELEM_CHUNK = 1 << 14 };
 INLINE const void *elem_at(bool bf, const void *p, int64_t i) { return (const char *)p + i * (bf ? 2 : 4); }
 INLINE void *elem_of(bool bf, void *p, int64_t i) { return (char *)p + i * (bf ? 2 : 4); }
 
+/* Results of so many bytes do not stay in the caches until they are read: they are stored past them. */
+enum { STREAM_BYTES = 16 << 20, LINE_BYTES = 64 };
+
+INLINE bool whole_lines(const void *p, int64_t bytes) {
+    return (uintptr_t)p % LINE_BYTES == 0 && bytes % LINE_BYTES == 0;
+}
+
+/* Copies bytes from here to there; `stream` (both whole_lines of `to`) past the caches. */
+INLINE void copy_run(void *to, const void *from, int64_t bytes, bool stream) {
+    if (!stream) {
+        memcpy(to, from, (size_t)bytes);
+        return;
+    }
+    for (int64_t i = 0; i < bytes / 4; i += VL) vst_stream((float *)to + i, vld((const float *)from + i));
+}
+
+INLINE void prefetch_run(const void *from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += LINE_BYTES) __builtin_prefetch((const char *)from + i);
+}
+
 #endif

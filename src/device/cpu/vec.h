@@ -38,6 +38,22 @@ typedef uint32_t vu __attribute__((vector_size(VEC_BYTES)));
 
 INLINE vf vld(const float *p) { return *(const vf_mem *)p; }
 INLINE void vst(float *p, vf x) { *(vf_mem *)p = x; }
+/* A store past the caches, for whole lines (64 bytes) of what will not be read soon: the line is not read first. p is
+ * aligned to a vector. vst_stream_end orders such stores before whatever tells other threads of them. */
+INLINE void vst_stream(float *p, vf x) {
+#ifdef __AVX512F__
+    _mm512_stream_ps(p, (__m512)x);
+#elif defined(__AVX__)
+    _mm256_stream_ps(p, (__m256)x);
+#else
+    vst(p, x);
+#endif
+}
+INLINE void vst_stream_end(void) {
+#ifdef __AVX__
+    _mm_sfence();
+#endif
+}
 INLINE vf vset(float x) { return x - (vf){0}; } /* exact also for -0 */
 /* a b + c, rounded once where the machine can. */
 INLINE vf vfma(vf a, vf b, vf c) {
@@ -340,14 +356,24 @@ INLINE vf verf(vf x) {
     return vmax(vset(-1.f), vmin(vset(1.f), x * p / q));
 }
 
-/* Transposes the square of VL vectors in place: log2(VL) rounds of interleaving the two halves. */
+/* Transposes the square of VL vectors in place: log2(VL) rounds of interleaving the two halves. The WORDS do the same
+ * to elements of 16 bits. */
 #if VEC_BYTES == 64
+#define VEC_WORDS_LO                                                                                                   \
+    0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47
+#define VEC_WORDS_HI                                                                                                   \
+    16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61,    \
+        30, 62, 31, 63
 #define VEC_LO 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define VEC_HI 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif VEC_BYTES == 32
+#define VEC_WORDS_LO 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define VEC_WORDS_HI 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #define VEC_LO 0, 8, 1, 9, 2, 10, 3, 11
 #define VEC_HI 4, 12, 5, 13, 6, 14, 7, 15
 #else
+#define VEC_WORDS_LO 0, 8, 1, 9, 2, 10, 3, 11
+#define VEC_WORDS_HI 4, 12, 5, 13, 6, 14, 7, 15
 #define VEC_LO 0, 4, 1, 5
 #define VEC_HI 2, 6, 3, 7
 #endif
@@ -363,6 +389,13 @@ INLINE void vtranspose(vf r[VL]) {
 #pragma GCC unroll 16
         for (int i = 0; i < VL; i++) r[i] = t[i];
     }
+}
+/* Lane i: a[i] in front of b[i], of the first VL or, `high`, the second VL of 2 VL elements of 16 bits. */
+INLINE vf vzip_words(const uint16_t *a, const uint16_t *b, bool high) {
+    typedef uint16_t words __attribute__((vector_size(VEC_BYTES)));
+    typedef uint16_t words_mem __attribute__((vector_size(VEC_BYTES), aligned(2), may_alias));
+    words x = *(const words_mem *)a, y = *(const words_mem *)b;
+    return high ? (vf)__builtin_shufflevector(x, y, VEC_WORDS_HI) : (vf)__builtin_shufflevector(x, y, VEC_WORDS_LO);
 }
 INLINE vi viota(void) {
     vi x = {0};
