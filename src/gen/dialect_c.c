@@ -1,21 +1,28 @@
 /* dialect_c.c - kernels in C with GCC's vector extension, which gcc and clang compile.
  *
  * A value is a vector of columns (vf of device/cpu/vec.h, whose text stands in front of the kernels: one source of all
- * polynomials). Sums along a row are taken lane by lane and then over the lanes in vec.h's order, so they depend on the
- * row and on the width of vectors alone. A kernel has no threads: it is called with its share of rows or columns.
+ * polynomials). Columns go in blocks of four vectors: the long chains of an exponential then run side by side, where
+ * the processor's window holds too little of one after the other; and neighbours are read and written as pairs (bf16).
+ * A kernel with several passes fetches the next row in its first, as it waits for memory only there.
+ *
+ * Sums along a row are taken lane by lane, for each vector of a block apart, and then over vectors and lanes in a fixed
+ * order, so they depend on the row and on the width of vectors alone. A kernel has no threads: it is called with its
+ * share of rows or columns.
  */
 #include "gen/dialect.h"
 #include "gen_text.h" /* made by CMake: gen_text_args, gen_text_vec */
 
-static const char names[] =
+enum { BLOCK = 4 };
+
+static const char functions[] =
     "#define k_number vset\n"
     "#define k_fma vfma\n"
-    "#define k_bf16 vbf16\n"
     "#define k_exp vexp\n"
     "#define k_log vlog\n"
     "#define k_tanh vtanh\n"
     "#define k_erf verf\n"
     "#define k_sigmoid vsigmoid\n"
+    "#define k_sigmoid_near vsigmoid_near\n"
     "#define k_sqrt vsqrt\n"
     "INLINE vf k_abs(vf x) { return (vf)((vi)x & 0x7fffffff); }\n"
     "INLINE vf k_max(vf x, vf y) { return vselect((x > y) | (x != x), x, y); }\n"
@@ -38,16 +45,46 @@ static const char names[] =
     "    vf d = x * 1.59576912160573072f * vfma(vset(0.134145f), x * x, vset(1.f));\n"
     "    return vfma(s * (1.f - s), d, s);\n"
     "}\n"
+    "INLINE vf k_gelu_tanh_near(vf x) { /* the exponent's base is 2 */\n"
+    "    return x * vrcp_near(1.f + vexp2_near(x * vfma(x * x, vset(-0.10294324f), vset(-2.3022082f))));\n"
+    "}\n"
+    "INLINE vf k_gelu_tanh_slope_near(vf x) {\n"
+    "    vf z = x * x, s;\n"
+    "    vf t = vsigmoid_slope_near(x * vfma(z, vset(-0.10294324f), vset(-2.3022082f)), &s);\n"
+    "    return vfma(t, x * vfma(z, vset(0.21406445f), vset(1.59576912f)), s);\n"
+    "}\n"
+    "INLINE vf k_silu_slope_near(vf x) {\n"
+    "    vf s, t = vsigmoid_slope_near(x * -1.44269504088896340736f, &s);\n"
+    "    return vfma(t, x, s);\n"
+    "}\n"
+    "/* max(x, 0) - |x| Phi(-|x|): relative accuracy in both tails. Behind 16 the second term is 0. */\n"
+    "INLINE vf k_gelu_near(vf x) {\n"
+    "    vf y = vmin(vset(16.f), k_abs(x));\n"
+    "    vf e = vexp2_near(y * y * -0.72134752044448170f);\n"
+    "    return vfma(-y * e, vtail_near(y), vmax(vset(0), x));\n"
+    "}\n"
+    "/* Phi(x) + x phi(x), from its value w at -|x|: 1 - w at |x|. */\n"
+    "INLINE vf k_gelu_slope_near(vf x) {\n"
+    "    vf y = k_abs(x), e = vexp2_near(x * x * -0.72134752044448170f);\n"
+    "    vf w = e * vfma(y, vset(-0.39894228040143268f), vtail_near(y));\n"
+    "    return vselect((vi)x < 0, w, 1.f - w);\n"
+    "}\n"
+    "/* Fetches a piece of the next row, if that is another one. */\n"
+    "INLINE void k_ahead(const void *row, int64_t apart, int64_t from, int64_t bytes) {\n"
+    "    if (apart == 0) return;\n"
+    "#pragma GCC unroll 8\n"
+    "    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)row + apart + from + i);\n"
+    "}\n"
     "/* Lanes behind the end of a row, made neutral. */\n"
     "INLINE vf k_keep(vf x, int64_t left, float rest) {\n"
     "    return left >= VL ? x : vselect(viota() < (int32_t)left, x, vset(rest));\n"
     "}\n"
-    "INLINE vf k_gather(bool bf, const void *p, int64_t c, int64_t step, int64_t left) {\n"
+    "INLINE vf k_gather(bool bf, const void *p, int64_t step, int64_t c, int64_t left) {\n"
     "    float t[VL] = {0};\n"
     "    for (int64_t i = 0; i < VL && i < left; i++) t[i] = sget(bf, p, (c + i) * step);\n"
     "    return vld(t);\n"
     "}\n"
-    "INLINE void k_scatter(bool bf, void *p, int64_t c, int64_t step, int64_t left, vf x) {\n"
+    "INLINE void k_scatter(bool bf, void *p, int64_t step, int64_t c, int64_t left, vf x) {\n"
     "    for (int64_t i = 0; i < VL && i < left; i++) sput(bf, p, (c + i) * step, x[i]);\n"
     "}\n"
     "/* Rows are walked in runs along their innermost dimension: the indices of row r, how many rows its run still "
@@ -84,7 +121,7 @@ static void prelude(buf *out) {
                     "#include <stdbool.h>\n#include <stdint.h>\n#include <string.h>\n#define VEC_ALONE\n");
     buf_write(out, gen_text_args, sizeof gen_text_args - 1);
     buf_write(out, gen_text_vec, sizeof gen_text_vec - 1);
-    buf_write(out, names, sizeof names - 1);
+    buf_write(out, functions, sizeof functions - 1);
 }
 
 static const char *is_bf16(dtype t) { return t == DT_BF16 ? "true" : "false"; }
@@ -124,6 +161,7 @@ static void open(const gen_kernel *k, buf *out) {
     for (int i = 0, sum = 0; i < k->out.n; i++)
         if (k->out.data[i].store >= GEN_COLUMNS)
             buf_printf(out, "        float *const y%d = a->columns + %d * a->columns_stride;\n", i, sum++);
+    buf_printf(out, "        int64_t c;\n");
 }
 
 static void close(const gen_kernel *k, buf *out) {
@@ -131,46 +169,120 @@ static void close(const gen_kernel *k, buf *out) {
     buf_printf(out, "        }\n    }\n}\n");
 }
 
-static void open_columns(buf *out) { buf_printf(out, "        EACH_VECTOR(c, c0, c1, {\n"); }
-static void close_columns(buf *out) { buf_printf(out, "        });\n"); }
+static void open_columns(const gen_kernel *k, int pass, bool in_block, buf *out) {
+    if (!in_block) {
+        buf_printf(out, "        for (; c < c1; c += VL) {\n            const int64_t left = c1 - c;\n");
+        return;
+    }
+    buf_printf(out,
+               "        c = c0;\n"
+               "        for (; c + %d * VL <= c1; c += %d * VL) {\n",
+               BLOCK, BLOCK);
+    for (int i = 0; i < k->in.n && pass == 0 && k->levels > 0; i++) {
+        const int size = (int)dtype_size(k->in.data[i].type);
+        if (k->in.data[i].step == GEN_UNIT)
+            buf_printf(out, "            k_ahead(x%d, q%d, c * %d, %d * VL * %d);\n", i, i, size, BLOCK, size);
+    }
+}
+static void close_columns(buf *out) { buf_printf(out, "        }\n"); }
 
-static void indent(const gen_kernel *k, int i, buf *out) {
-    buf_printf(out, "        %sconst vf v%d = ", k->s.data[i].row ? "" : "    ", i);
+/* The column of a vector, and how many of its lanes there are. */
+static const char *column(int u) {
+    static const char *const text[BLOCK + 1] = {"c, left", "c, VL", "c + VL, VL", "c + 2 * VL, VL", "c + 3 * VL, VL"};
+    return text[u + 1];
+}
+static const char *first(int u) {
+    static const char *const text[BLOCK + 1] = {"c", "c", "c + VL", "c + 2 * VL", "c + 3 * VL"};
+    return text[u + 1];
+}
+static const char *lanes(int u) { return u == GEN_ALONE ? "left" : "VL"; }
+
+static void name(const gen_kernel *k, int i, int u, buf *out) {
+    buf_printf(out, "        %sconst vf ", k->s.data[i].row ? "" : "    ");
+    gen_name(k, i, u, out);
+    buf_printf(out, " = ");
+}
+/* Two neighbours, which the call that follows makes. */
+static void names(const gen_kernel *k, int i, int u, buf *out) {
+    ASSERT(!k->s.data[i].row && u % 2 == 0);
+    buf_printf(out, "            vf v%d_%d, v%d_%d;\n            ", i, u, i, u + 1);
 }
 
-static void load(const gen_kernel *k, int i, buf *out) {
-    int x = k->s.data[i].arg[0];
-    const char *bf = is_bf16(k->in.data[x].type);
-    indent(k, i, out);
-    if (k->in.data[x].type == DT_I64)
+static void load(const gen_kernel *k, int i, int u, buf *out) {
+    const int x = k->s.data[i].arg[0];
+    const gen_operand *in = &k->in.data[x];
+    const char *bf = is_bf16(in->type);
+    const bool pair = u != GEN_ALONE && in->step == GEN_UNIT;
+    if (pair && u % 2 == 0) {
+        names(k, i, u, out);
+        buf_printf(out, "vget2(%s, x%d, %s, &v%d_%d, &v%d_%d);\n", bf, x, first(u), i, u, i, u + 1);
+    }
+    if (pair) return;
+    name(k, i, u, out);
+    if (in->type == DT_I64)
         buf_printf(out, "vset((float)*(const int64_t *)x%d);\n", x);
-    else if (k->in.data[x].step == GEN_STILL)
+    else if (in->step == GEN_STILL)
         buf_printf(out, "vset(sget(%s, x%d, 0));\n", bf, x);
-    else if (k->in.data[x].step == GEN_UNIT)
+    else if (in->step == GEN_UNIT)
         buf_printf(out, "get_part(%s, x%d, c, left, 0);\n", bf, x);
     else
-        buf_printf(out, "k_gather(%s, x%d, c, a->step[%d], left);\n", bf, x, x);
+        buf_printf(out, "k_gather(%s, x%d, a->step[%d], %s);\n", bf, x, x, column(u));
 }
 
-static void value(const gen_kernel *k, int i, const char *text, buf *out) {
-    indent(k, i, out);
+static void round_to(const gen_kernel *k, int i, int u, buf *out) {
+    const gen_stmt *s = &k->s.data[i];
+    const int x = s->arg[0];
+    if (s->type == DT_BF16 && u != GEN_ALONE && !k->s.data[x].row) {
+        if (u % 2) return;
+        names(k, i, u, out);
+        buf_printf(out, "vbf16_2(v%d_%d, v%d_%d, &v%d_%d, &v%d_%d);\n", x, u, x, u + 1, i, u, i, u + 1);
+        return;
+    }
+    name(k, i, u, out);
+    buf_printf(out, s->type == DT_BF16 ? "vbf16(" : "(");
+    gen_name(k, x, u, out);
+    buf_printf(out, ");\n");
+}
+
+static void index_of(const gen_kernel *k, int i, int u, buf *out) {
+    name(k, i, u, out);
+    buf_printf(out, "k_index(%s);\n", first(u));
+}
+
+static void value(const gen_kernel *k, int i, int u, const char *text, buf *out) {
+    name(k, i, u, out);
     buf_printf(out, "%s;\n", text);
 }
 
+static bool is_sum(const gen_kernel *k, int i) { return k->s.data[i].kind == GEN_SUM; }
+
 static void reduce_open(const gen_kernel *k, int i, buf *out) {
-    buf_printf(out, "        vf s%d = vset(%s);\n", i, k->s.data[i].kind == GEN_SUM ? "0" : "-INFINITY");
+    const char *start = is_sum(k, i) ? "0" : "-INFINITY";
+    buf_printf(out, "        vf s%d = vset(%s)", i, start);
+    for (int u = 0; u < BLOCK; u++) buf_printf(out, ", s%d_%d = s%d", i, u, i);
+    buf_printf(out, ";\n");
 }
 
-static void reduce(const gen_kernel *k, int i, buf *out) {
-    if (k->s.data[i].kind == GEN_SUM)
-        buf_printf(out, "            s%d += k_keep(v%d, left, 0);\n", i, k->s.data[i].arg[0]);
+static void reduce(const gen_kernel *k, int i, int u, buf *out) {
+    buf s = {0}, v = {0};
+    buf_printf(&s, u == GEN_ALONE ? "s%d" : "s%d_%d", i, u);
+    gen_name(k, k->s.data[i].arg[0], u, &v);
+    if (is_sum(k, i))
+        buf_printf(out, "            %s += k_keep(%s, %s, 0);\n", s.data, v.data, lanes(u));
     else
-        buf_printf(out, "            s%d = vmax(s%d, k_keep(v%d, left, -INFINITY));\n", i, i, k->s.data[i].arg[0]);
+        buf_printf(out, "            %s = vmax(%s, k_keep(%s, %s, -INFINITY));\n", s.data, s.data, v.data, lanes(u));
+    buf_free(&s);
+    buf_free(&v);
 }
 
 static void reduce_close(const gen_kernel *k, int i, buf *out) {
-    buf_printf(out, "        const vf v%d = vset(%s(s%d));\n", i, k->s.data[i].kind == GEN_SUM ? "vsum" : "vmaxlane",
-               i);
+    if (is_sum(k, i))
+        buf_printf(out, "        const vf v%d = vset(vsum((s%d_0 + s%d_1) + (s%d_2 + s%d_3) + s%d));\n", i, i, i, i, i,
+                   i);
+    else
+        buf_printf(out,
+                   "        const vf v%d = vset(vmaxlane(vmax(vmax(vmax(s%d_0, s%d_1), vmax(s%d_2, s%d_3)), s%d)));\n",
+                   i, i, i, i, i, i);
 }
 
 static void pick_open(const gen_kernel *k, int i, buf *out) {
@@ -192,35 +304,59 @@ static int unrounded(const gen_kernel *k, const gen_result *r) {
     return r->store == GEN_STORE && s->kind == GEN_ROUND && s->type == r->type ? s->arg[0] : r->value;
 }
 
-static void store(const gen_kernel *k, int i, buf *out) {
+static void store_pair(const gen_kernel *k, int i, int x, int u, buf *out) {
+    const char *bf = is_bf16(k->out.data[i].type);
+    buf a = {0}, b = {0};
+    gen_name(k, x, u, &a);
+    gen_name(k, x, u + 1, &b);
+    if (k->out.data[i].store == GEN_ADD) {
+        buf_printf(out, "            vf o%d_%d, o%d_%d;\n", i, u, i, u + 1);
+        buf_printf(out, "            vget2(%s, y%d, %s, &o%d_%d, &o%d_%d);\n", bf, i, first(u), i, u, i, u + 1);
+        buf_printf(out, "            vput2(%s, y%d, %s, o%d_%d + %s, o%d_%d + %s);\n", bf, i, first(u), i, u, a.data, i,
+                   u + 1, b.data);
+    } else {
+        buf_printf(out, "            vput2(%s, y%d, %s, %s, %s);\n", bf, i, first(u), a.data, b.data);
+    }
+    buf_free(&a);
+    buf_free(&b);
+}
+
+static void store(const gen_kernel *k, int i, int u, buf *out) {
     const gen_result *r = &k->out.data[i];
-    const int v = unrounded(k, r);
+    const int x = unrounded(k, r), t = k->in.n + i;
     const char *bf = is_bf16(r->type);
-    bool adds = r->store == GEN_ADD;
-    int t = k->in.n + i;
+    const bool adds = r->store == GEN_ADD;
+    buf v = {0};
+    gen_name(k, x, u, &v);
     if (r->store >= GEN_COLUMNS) { /* padded to whole vectors */
-        buf_printf(out, "            vst(y%d + c, vld(y%d + c) + v%d);\n", i, i, v);
+        buf_printf(out, "            vst(y%d + %s, vld(y%d + %s) + %s);\n", i, first(u), i, first(u), v.data);
     } else if (r->step == GEN_STILL) {
         buf_printf(out, "        sput(%s, y%d, 0, ", bf, i);
         if (adds) buf_printf(out, "sget(%s, y%d, 0) + ", bf, i);
-        buf_printf(out, "v%d[0]);\n", v);
+        buf_printf(out, "%s[0]);\n", v.data);
+    } else if (r->step == GEN_UNIT && u != GEN_ALONE) {
+        if (u % 2 == 0) store_pair(k, i, x, u, out);
     } else if (r->step == GEN_UNIT) {
         buf_printf(out, "            put_part(%s, y%d, c, left, ", bf, i);
         if (adds) buf_printf(out, "get_part(%s, y%d, c, left, 0) + ", bf, i);
-        buf_printf(out, "v%d);\n", v);
+        buf_printf(out, "%s);\n", v.data);
     } else {
-        buf_printf(out, "            k_scatter(%s, y%d, c, a->step[%d], left, ", bf, i, t);
-        if (adds) buf_printf(out, "k_gather(%s, y%d, c, a->step[%d], left) + ", bf, i, t);
-        buf_printf(out, "v%d);\n", v);
+        buf_printf(out, "            k_scatter(%s, y%d, a->step[%d], %s, ", bf, i, t, column(u));
+        if (adds) buf_printf(out, "k_gather(%s, y%d, a->step[%d], %s) + ", bf, i, t, column(u));
+        buf_printf(out, "%s);\n", v.data);
     }
+    buf_free(&v);
 }
 
 const gen_dialect gen_dialect_c = {.prelude = prelude,
                                    .open = open,
                                    .close = close,
+                                   .block = BLOCK,
                                    .open_columns = open_columns,
                                    .close_columns = close_columns,
                                    .load = load,
+                                   .round = round_to,
+                                   .index = index_of,
                                    .value = value,
                                    .reduce_open = reduce_open,
                                    .reduce = reduce,

@@ -52,6 +52,24 @@ int gen_op3(gen_kernel *k, ir_op op, int x, int y, int z) {
     return add(k, (gen_stmt){.kind = GEN_OP, .op = op, .nargs = 3, .arg = {x, y, z}});
 }
 
+static bool has_near(ir_op op) {
+    switch (op) {
+#define EXPR(name, text)
+#define EXPR_NEAR(name, text) case OP_##name:
+#include "gen/expr.def"
+#undef EXPR
+        return true;
+    default:
+        return false;
+    }
+}
+int gen_op_for(gen_kernel *k, ir_op op, int n, const int *arg, dtype t) {
+    gen_stmt s = {.kind = GEN_OP, .op = op, .nargs = n};
+    memcpy(s.arg, arg, sizeof *arg * (size_t)n);
+    if (t == DT_BF16 && has_near(op)) s.type = t;
+    return add(k, s);
+}
+
 int gen_round(gen_kernel *k, int x, dtype t) {
     const gen_stmt *s = &k->s.data[x];
     if ((s->kind == GEN_LOAD || s->kind == GEN_ROUND) && s->type == t) return x;
@@ -133,7 +151,8 @@ void gen_print(const gen_kernel *k, buf *out) {
             buf_printf(out, " %d %s%s", s->arg[0], dtype_name(x->type), step[x->step]);
             if (x->labels) buf_printf(out, " labels, or %lld", (long long)x->ignore);
         }
-        if (s->kind == GEN_ROUND) buf_printf(out, " %s", dtype_name(s->type));
+        if (s->kind == GEN_ROUND || (s->kind == GEN_OP && s->type == DT_BF16))
+            buf_printf(out, " %s", dtype_name(s->type));
         if (s->kind == GEN_CONST) buf_printf(out, " %.17g", s->value);
         for (int j = 0; s->kind != GEN_LOAD && j < s->nargs; j++) buf_printf(out, " %%%d", s->arg[j]);
         buf_printf(out, "\n");

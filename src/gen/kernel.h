@@ -35,7 +35,7 @@ typedef enum gen_kind {
     GEN_CONST, /* value */
     GEN_COLS,  /* the length of a row */
     GEN_INDEX, /* the column's number, from 0: exact below 2^24 */
-    GEN_OP,    /* op of arg[0..]: a row of expr.def */
+    GEN_OP,    /* op of arg[0..]: a row of expr.def; `type` bf16: its EXPR_NEAR */
     GEN_ROUND, /* arg[0] as `type` would hold it: where ops end, what memory would do to it */
     GEN_BELOW, /* e^arg[0] for arg[0] <= 0, to 6e-8 |arg[0]| of it: a softmax's numerators */
     GEN_SUM,   /* of arg[0] along the row */
@@ -109,6 +109,9 @@ int gen_exp_below(gen_kernel *k, int x);
 int gen_op1(gen_kernel *k, ir_op op, int x);
 int gen_op2(gen_kernel *k, ir_op op, int x, int y);
 int gen_op3(gen_kernel *k, ir_op op, int x, int y, int z);
+/* An op of n arguments whose result is rounded to t at once, which bf16 may make cheaper (EXPR_NEAR). What it computes
+ * depends on op and t alone, not on the kernel. */
+int gen_op_for(gen_kernel *k, ir_op op, int n, const int *arg, dtype t);
 /* Levels, passes and the hash, once all results are there; statements that no result needs go. */
 void gen_finish(gen_kernel *k);
 /* needed[i]: pass p (0 .. levels) computes statement i for each column. */

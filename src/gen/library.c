@@ -76,7 +76,8 @@ bool gen_compiler(void) {
 }
 
 static const char *const flags[] = {
-    "-shared",       "-fPIC", "-O2", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-w",
+    "-shared",          "-fPIC", "-O2", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-w", "-fschedule-insns",
+    "-fsched-pressure", /* blocks' chains side by side; clang does so anyway and ignores these */
 #ifdef AUTOSP_NATIVE
     "-march=native",
 #endif

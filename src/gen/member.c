@@ -214,9 +214,7 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
         value[0] = gen_role_of(op, n, rank, 1) == GEN_COLUMN ? in[0] : gen_reduce(k, GEN_SUM, in[0]);
         break;
     default:
-        value[0] = op_table[op].nin == 1   ? gen_op1(k, op, in[0])
-                   : op_table[op].nin == 2 ? gen_op2(k, op, in[0], in[1])
-                                           : gen_op3(k, op, in[0], in[1], in[2]);
+        value[0] = gen_op_for(k, op, op_table[op].nin, in, type[0]);
     }
     int nin = op_table[op].nin;
     for (int i = 0; i < nout; i++)

@@ -1,14 +1,29 @@
 /* source.c - kernels as source text: the walk over passes and statements, the same for every dialect.
  *
  * A row's statements (one value a row) stand before the pass of their level; then come the columns, with what this pass
- * needs of them and its reductions; stores come with the last pass, behind all its loads.
+ * needs of them and its reductions, written for a block of vectors and for one; stores come with the last pass, behind
+ * all its loads.
  */
 #include "gen/dialect.h"
 
 #include <ctype.h>
 
-static const char *expression(ir_op op) {
+static const char *near_expression(ir_op op) {
     switch (op) {
+#define EXPR(name, text)
+#define EXPR_NEAR(name, text)                                                                                          \
+    case OP_##name:                                                                                                    \
+        return text;
+#include "gen/expr.def"
+#undef EXPR
+    default:
+        return NULL;
+    }
+}
+static const char *expression(const gen_stmt *s) {
+    const char *near = s->type == DT_BF16 ? near_expression(s->op) : NULL;
+    if (near) return near;
+    switch (s->op) {
 #define EXPR(name, text)                                                                                               \
     case OP_##name:                                                                                                    \
         return text;
@@ -20,32 +35,40 @@ static const char *expression(ir_op op) {
     }
 }
 
+void gen_name(const gen_kernel *k, int i, int u, buf *out) {
+    buf_printf(out, "v%d", i);
+    if (u >= 0 && !k->s.data[i].row) buf_printf(out, "_%d", u);
+}
+
 /* An expression with x, y, z replaced by the arguments' variables. */
-static void substitute(const char *text, const int *arg, buf *out) {
+static void substitute(const gen_kernel *k, const char *text, const int *arg, int u, buf *out) {
     bool word = false; /* inside an identifier or a number */
     for (const char *c = text; *c; c++) {
         bool letter = isalnum((unsigned char)*c) || *c == '_';
         bool alone = !word && !isalnum((unsigned char)c[1]) && c[1] != '_';
         if (*c >= 'x' && *c <= 'z' && alone)
-            buf_printf(out, "v%d", arg[*c - 'x']);
+            gen_name(k, arg[*c - 'x'], u, out);
         else
             buf_write(out, c, 1);
         word = letter || (word && *c == '.');
     }
 }
 
-static void statement(const gen_dialect *d, const gen_kernel *k, int i, buf *out) {
+static void statement(const gen_dialect *d, const gen_kernel *k, int i, int u, buf *out) {
     const gen_stmt *s = &k->s.data[i];
     buf text = {0};
     switch (s->kind) {
     case GEN_LOAD:
-        d->load(k, i, out);
+        d->load(k, i, u, out);
+        return;
+    case GEN_ROUND:
+        d->round(k, i, u, out);
+        return;
+    case GEN_INDEX:
+        d->index(k, i, u, out);
         return;
     case GEN_OP:
-        substitute(expression(s->op), s->arg, &text);
-        break;
-    case GEN_ROUND:
-        buf_printf(&text, s->type == DT_BF16 ? "k_bf16(v%d)" : "v%d", s->arg[0]);
+        substitute(k, expression(s), s->arg, u, &text);
         break;
     case GEN_CONST:
         buf_printf(&text, "k_number(%af)", (double)(float)s->value);
@@ -53,11 +76,8 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, buf *out
     case GEN_COLS:
         buf_printf(&text, "k_number((float)a->cols)");
         break;
-    case GEN_INDEX:
-        buf_printf(&text, "k_index(c)");
-        break;
     case GEN_BELOW:
-        buf_printf(&text, "k_exp_below(v%d)", s->arg[0]);
+        substitute(k, "k_exp_below(x)", s->arg, u, &text);
         break;
     case GEN_SUM:
     case GEN_MAX:
@@ -65,7 +85,7 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, buf *out
     case GEN_KINDS:
         ASSERT(!"not a statement of its own");
     }
-    d->value(k, i, text.data, out);
+    d->value(k, i, u, text.data, out);
     buf_free(&text);
 }
 
@@ -77,8 +97,21 @@ static void pick(const gen_dialect *d, const gen_kernel *k, int i, bool *needed,
     gen_pick_needs(k, i, needed);
     d->pick_open(k, i, out);
     for (int j = 0; j < i; j++)
-        if (needed[j]) statement(d, k, j, out);
+        if (needed[j]) statement(d, k, j, GEN_ALONE, out);
     d->pick_close(k, i, out);
+}
+
+/* The columns of a pass, a block of vectors at a time or what is left of the row. */
+static void columns_of(const gen_dialect *d, const gen_kernel *k, int p, bool in_block, const bool *needed, buf *out) {
+    const int from = in_block ? 0 : GEN_ALONE, to = in_block ? d->block : GEN_ALONE + 1;
+    d->open_columns(k, p, in_block, out);
+    for (int i = 0; i < k->s.n; i++)
+        for (int u = from; u < to && needed[i]; u++) statement(d, k, i, u, out);
+    for (int i = 0; i < k->s.n; i++)
+        for (int u = from; u < to && reduces(&k->s.data[i], p + 1); u++) d->reduce(k, i, u, out);
+    for (int i = 0; p == k->levels && i < k->out.n; i++)
+        for (int u = from; u < to && k->out.data[i].step != GEN_STILL; u++) d->store(k, i, u, out);
+    d->close_columns(out);
 }
 
 static void pass(const gen_dialect *d, const gen_kernel *k, int p, bool *needed, buf *out) {
@@ -88,7 +121,7 @@ static void pass(const gen_dialect *d, const gen_kernel *k, int p, bool *needed,
         if (s->kind == GEN_PICK && s->level == p)
             pick(d, k, i, needed, out);
         else if (s->row && s->level == p && s->kind != GEN_SUM && s->kind != GEN_MAX)
-            statement(d, k, i, out);
+            statement(d, k, i, GEN_ALONE, out);
         columns |= reduces(s, p + 1);
     }
     for (int i = 0; last && i < k->out.n; i++) columns |= k->out.data[i].step != GEN_STILL;
@@ -96,14 +129,8 @@ static void pass(const gen_dialect *d, const gen_kernel *k, int p, bool *needed,
     for (int i = 0; i < k->s.n; i++)
         if (reduces(&k->s.data[i], p + 1)) d->reduce_open(k, i, out);
     gen_pass_needs(k, p, needed);
-    d->open_columns(out);
-    for (int i = 0; i < k->s.n; i++)
-        if (needed[i]) statement(d, k, i, out);
-    for (int i = 0; i < k->s.n; i++)
-        if (reduces(&k->s.data[i], p + 1)) d->reduce(k, i, out);
-    for (int i = 0; last && i < k->out.n; i++)
-        if (k->out.data[i].step != GEN_STILL) d->store(k, i, out);
-    d->close_columns(out);
+    if (d->block) columns_of(d, k, p, true, needed, out);
+    columns_of(d, k, p, false, needed, out);
     for (int i = 0; i < k->s.n; i++)
         if (reduces(&k->s.data[i], p + 1)) d->reduce_close(k, i, out);
 }
@@ -119,7 +146,7 @@ void gen_source_in(const gen_dialect *d, gen_kernel *const *k, int n, buf *out) 
         d->open(k[i], out);
         for (int p = 0; p <= k[i]->levels; p++) pass(d, k[i], p, needed, out);
         for (int r = 0; r < k[i]->out.n; r++)
-            if (k[i]->out.data[r].step == GEN_STILL) d->store(k[i], r, out);
+            if (k[i]->out.data[r].step == GEN_STILL) d->store(k[i], r, GEN_ALONE, out);
         d->close(k[i], out);
         arena_free(a);
     }

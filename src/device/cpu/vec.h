@@ -98,12 +98,38 @@ INLINE vu vround_bf16(vf x) {
     vi is_nan = x != x;
     return (even & ~(vu)is_nan) | (nan & (vu)is_nan);
 }
-INLINE void vst_bf16(uint16_t *p, vf x) {
+INLINE vh vnarrow(vf x) {
 #ifdef __AVX512BF16__
-    __m256bh h = _mm512_cvtneps_pbh((__m512)x);
-    memcpy(p, &h, sizeof h);
+    return (vh)_mm512_cvtneps_pbh((__m512)x);
 #else
-    *(vh_mem *)p = __builtin_convertvector(vround_bf16(x), vh);
+    return __builtin_convertvector(vround_bf16(x), vh);
+#endif
+}
+INLINE void vst_bf16(uint16_t *p, vf x) { *(vh_mem *)p = vnarrow(x); }
+
+/* Two vectors at a time, which lie one behind the other: with AVX-512 one permutation then widens each and one
+ * conversion rounds both. The words of a result's low halves are masked off. */
+#if defined(__AVX512BW__) && defined(__AVX512BF16__)
+INLINE void vwiden2(__m512i words, vf *a, vf *b) {
+    const __mmask32 high = 0xaaaaaaaa;
+    const __m512i first = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0,
+                                           3, 0, 2, 0, 1, 0, 0, 0);
+    *a = (vf)_mm512_maskz_permutexvar_epi16(high, first, words);
+    *b = (vf)_mm512_maskz_permutexvar_epi16(high, _mm512_add_epi16(first, _mm512_set1_epi16(16)), words);
+}
+#endif
+INLINE void vld2_bf16(const uint16_t *p, vf *a, vf *b) {
+#if defined(__AVX512BW__) && defined(__AVX512BF16__)
+    vwiden2(_mm512_loadu_si512(p), a, b);
+#else
+    *a = vld_bf16(p), *b = vld_bf16(p + VL);
+#endif
+}
+INLINE void vst2_bf16(uint16_t *p, vf a, vf b) {
+#if defined(__AVX512BW__) && defined(__AVX512BF16__)
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
+#else
+    vst_bf16(p, a), vst_bf16(p + VL, b);
 #endif
 }
 
@@ -147,6 +173,14 @@ INLINE vf vbf16(vf x) {
 #endif
 }
 
+INLINE void vbf16_2(vf x, vf y, vf *a, vf *b) {
+#if defined(__AVX512BW__) && defined(__AVX512BF16__)
+    vwiden2((__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x), a, b);
+#else
+    *a = vbf16(x), *b = vbf16(y);
+#endif
+}
+
 /* Element i of an f32 or bf16 array; `bf` is a constant wherever speed matters. */
 INLINE vf vget(bool bf, const void *p, int64_t i) {
     return bf ? vld_bf16((const uint16_t *)p + i) : vld((const float *)p + i);
@@ -156,6 +190,18 @@ INLINE void vput(bool bf, void *p, int64_t i, vf x) {
         vst_bf16((uint16_t *)p + i, x);
     else
         vst((float *)p + i, x);
+}
+INLINE void vget2(bool bf, const void *p, int64_t i, vf *a, vf *b) {
+    if (bf)
+        vld2_bf16((const uint16_t *)p + i, a, b);
+    else
+        *a = vld((const float *)p + i), *b = vld((const float *)p + i + VL);
+}
+INLINE void vput2(bool bf, void *p, int64_t i, vf a, vf b) {
+    if (bf)
+        vst2_bf16((uint16_t *)p + i, a, b);
+    else
+        vst((float *)p + i, a), vst((float *)p + i + VL, b);
 }
 INLINE float sget(bool bf, const void *p, int64_t i) {
     return bf ? bf16_get(((const uint16_t *)p)[i]) : ((const float *)p)[i];
@@ -168,15 +214,30 @@ INLINE void sput(bool bf, void *p, int64_t i, float x) {
 }
 /* The first n < VL elements from i on; the other lanes are `rest`. */
 INLINE vf vget_n(bool bf, const void *p, int64_t i, int64_t n, float rest) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const __mmask16 m = (__mmask16)((1u << n) - 1);
+    if (!bf) return (vf)_mm512_mask_loadu_ps((__m512)vset(rest), m, (const float *)p + i);
+    const vh h = (vh)_mm256_maskz_loadu_epi16(m, (const uint16_t *)p + i);
+    return (vf)_mm512_mask_mov_ps((__m512)vset(rest), m, (__m512)vwiden(h));
+#else
     float tmp[VL];
     vst(tmp, vset(rest));
     for (int64_t j = 0; j < n; j++) tmp[j] = sget(bf, p, i + j);
     return vld(tmp);
+#endif
 }
 INLINE void vput_n(bool bf, void *p, int64_t i, int64_t n, vf x) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const __mmask16 m = (__mmask16)((1u << n) - 1);
+    if (bf)
+        _mm256_mask_storeu_epi16((uint16_t *)p + i, m, (__m256i)vnarrow(x));
+    else
+        _mm512_mask_storeu_ps((float *)p + i, m, (__m512)x);
+#else
     float tmp[VL];
     vst(tmp, x);
     for (int64_t j = 0; j < n; j++) sput(bf, p, i + j, tmp[j]);
+#endif
 }
 
 /* Loads n <= VL elements; n == VL is the fast case. Stores likewise. */
@@ -354,6 +415,46 @@ INLINE vf verf(vf x) {
     q = vfma(q, z, vset(5.048555732e-01f));
     q = vfma(q, z, vset(1.f));
     return vmax(vset(-1.f), vmin(vset(1.f), x * p / q));
+}
+
+/* ---- for results that are rounded to bf16 next, whose half unit is 2e-3 ---- */
+
+INLINE vf vrcp_near(vf x) { /* relative error 6e-5 where the machine estimates; 0 for inf */
+#ifdef __AVX512F__
+    return (vf)_mm512_rcp14_ps((__m512)x);
+#else
+    return 1.f / x;
+#endif
+}
+INLINE vf vexp2_near(vf x) { /* relative error 3e-6 */
+#ifdef __AVX512DQ__
+    vf n = vround(x), f = (vf)_mm512_reduce_ps((__m512)x, 8);
+#else
+    x = vmax(vset(-151.f), vmin(vset(129.f), x));
+    vf n = vround(x), f = x - n;
+#endif
+    vf p = vfma(f, vset(9.582853426e-03f), vset(5.590642846e-02f));
+    p = vfma(p, f, vset(2.402409863e-01f));
+    p = vfma(p, f, vset(6.931241930e-01f));
+    p = vfma(p, f, vset(1.f));
+    return vscale2(p, n);
+}
+INLINE vf vsigmoid_near(vf x) { return vrcp_near(1.f + vexp2_near(x * -1.44269504088896340736f)); }
+/* s = 1 / (1 + e) and s (1 - s), where e = 2^x: 1 - s as e s, because the estimate's error of s may be all of 1 - s. */
+INLINE vf vsigmoid_slope_near(vf x, vf *s) {
+    vf e = vexp2_near(vmin(vset(126.f), x));
+    *s = vrcp_near(1.f + e);
+    return *s * (e * *s);
+}
+/* The normal distribution's tail beyond y >= 0 over e^(-y^2 / 2): a polynomial in t = 1 / (1 + 0.37 y) that is 0 at 0,
+ * relative error 4e-5, and that of t comes to it. */
+INLINE vf vtail_near(vf y) {
+    vf t = vrcp_near(vfma(y, vset(0.37f), vset(1.f)));
+    vf p = vfma(t, vset(-8.998127838e-02f), vset(2.090730916e-01f));
+    p = vfma(p, t, vset(7.683229885e-02f));
+    p = vfma(p, t, vset(1.571489144e-01f));
+    p = vfma(p, t, vset(1.469449531e-01f));
+    return p * t;
 }
 
 /* Transposes the square of VL vectors in place: log2(VL) rounds of interleaving the two halves. The WORDS do the same
