@@ -36,7 +36,8 @@ typedef struct save_model {
 } save_model;
 
 /* Cuts the forward where exactly one activation is alive, joins what repeats into layers, and describes each segment;
- * one: the whole graph as a single segment, for policies that do not know layers; exact: windows count workspaces. */
+ * one: the whole graph as a single segment, for policies that do not know layers; exact: for plans that are lowered:
+ * windows count workspaces, and what stands before the first layer is part of it. */
 sp_status save_model_build(arena *a, const ir_graph *g, const save_options *o, bool one, bool exact,
                            save_model *m) SP_NODISCARD;
 

@@ -102,9 +102,10 @@ static uint64_t fingerprint(const save_model *m, int lo, int hi) {
 }
 
 /* Joins elementary segments into layers: the period with the longest run of equal fingerprints. What stands before the
- * first layer becomes one segment, and what stands behind the last (the final norm and the loss), unless that is more
- * than two layers' worth: there every point between blocks stays a boundary. */
-static void join_layers(const save_model *m, ints *ends) {
+ * first layer becomes one segment, or part of the first layer (`front`: what is cheap there, an embedding, need not be
+ * kept), and what stands behind the last (the final norm and the loss) one, unless that is more than two layers' worth:
+ * there every point between blocks stays a boundary. */
+static void join_layers(const save_model *m, bool front, ints *ends) {
     int n = ends->n, period = 0, start = 0, len = 0;
     uint64_t *h = ARENA_ARRAY(m->a, uint64_t, n + 1);
     for (int e = 0; e < n; e++) h[e] = fingerprint(m, e ? ends->data[e - 1] : -1, ends->data[e]);
@@ -122,13 +123,17 @@ static void join_layers(const save_model *m, ints *ends) {
     if (!period) return;
     int end = start + (len / period + 1) * period, k = 0, most = 2 * period > 8 ? 2 * period : 8;
     for (int e = 0; e < n; e++) {
-        bool last_before = e == start - 1, last = e - start >= 0 && (e - start) % period == period - 1;
-        if (e < start ? last_before || start > most : e < end ? last : n - end > most) ends->data[k++] = ends->data[e];
+        bool before = start > most || (e == start - 1 && !front), last = (e - start) % period == period - 1;
+        if (e < start ? before : e < end ? last : n - end > most) ends->data[k++] = ends->data[e];
     }
     ends->n = k;
 }
 
 /* ---- nodes to segments ------------------------------------------------------------------------- */
+
+/* Is r a gradient that the forward makes, in the loop of the loss head? The last layer's backward reads it, and is no
+ * part of the head's for that: else its widest values would be another segment's to keep. */
+static bool made_by_loop(const save_model *m, ir_val r) { return ir_def(m->g, r)->op == OP_loop; }
 
 static void assign(save_model *m, const ints *ends, const bool *boundary) {
     const ir_graph *g = m->g;
@@ -148,8 +153,7 @@ static void assign(save_model *m, const ints *ends, const bool *boundary) {
         int s = -1;
         for (int j = 0; j < n->nin; j++) {
             ir_val v = n->in[j], r = m->root[v];
-            if (m->kind[v] == KIND_BACK && m->kind[r] != KIND_ACT) continue;
-            if (m->kind[r] != KIND_ACT) continue;
+            if (m->kind[r] != KIND_ACT || made_by_loop(m, r)) continue;
             int at = m->home[g->values.data[r].node] + (boundary[r] ? 1 : 0);
             s = at > s ? at : s;
         }
@@ -238,7 +242,12 @@ static int ref(maker *b, ir_val v) {
         add_op(b, node, false);
         return b->local[v];
     case KIND_ACT: { /* of another segment: its result is our input, or it keeps the value for us */
-        bool input = b->boundary[r] && m->home[m->g->values.data[r].node] == b->k - 1;
+        int home = m->home[m->g->values.data[r].node];
+        if (home > b->k && made_by_loop(m, r)) {
+            int root = v == r ? -1 : ref(b, r);
+            return new_val(b, v, v == r ? ir_local_bytes(m->g, v) : 0, root, v == r ? REMAT_GRAD_IN : 0);
+        }
+        bool input = b->boundary[r] && home == b->k - 1;
         if (!input) return new_val(b, v, 0, -1, REMAT_FREE);
         if (v == r) return new_val(b, v, ir_local_bytes(m->g, v), -1, REMAT_INPUT);
         ref(b, r);
@@ -352,7 +361,7 @@ sp_status save_model_build(arena *a, const ir_graph *g, const save_options *o, b
     ints ends = {0};
     if (!one) {
         find_ends(m, &ends);
-        join_layers(m, &ends);
+        join_layers(m, exact, &ends);
     }
     /* The storage that each end hands over. */
     bool *boundary = ARENA_ARRAY(a, bool, g->values.n), *forced = ARENA_ARRAY(a, bool, g->values.n);

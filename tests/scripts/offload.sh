@@ -11,7 +11,8 @@ refused 2 "--host-memory" plan "$model" --seq 64 --memory 1GiB --host-memory -1G
 refused 1 "--host-memory needs --memory BYTES" plan "$model" --seq 64 --host-memory 1GiB
 refused 1 "'pytorch' moves nothing to the host" plan "$model" --seq 64 --memory 1GiB --host-memory 1GiB --set save.policy=pytorch
 
-# ---- a budget that only host copies make feasible
+# ---- a budget that only host copies make feasible: from three layers on, the first's input is not kept and the last moves none
+model=$2/examples/demo.pt2
 size="--seq 1024 --ranks 2 --set tile.policy=off"
 least() { sed -n 's/.*least feasible budget is [^(]*(\([0-9]*\) bytes).*/\1/p' "$dir/stderr"; }
 # shellcheck disable=SC2086

@@ -267,6 +267,92 @@ static void layers_are_segments(void **state) {
         }
 }
 
+/* A plan of the whole pipeline on one rank; 1024 tokens unless o says how many. */
+static save_report plan_of(const shape *s, pass_options o, double *seconds, int64_t *bytes) {
+    cost_machine m = machine();
+    arena *a = arena_new();
+    char *text = decoder(s);
+    ir_graph *g, *joint;
+    save_report r = {0};
+    exec_options eo = {.dev = &device_cpu, .threads = 1};
+    plan_options po = {.fuse = true, .workspace = exec_workspace, .ctx = &eo};
+    if (ir_parse(a, text, "decoder", &g) != SP_OK) fail_msg("%s", err_text());
+    free(text);
+    o.batch = o.ranks = 1;
+    o.seq = o.seq ? o.seq : 1024;
+    o.compute = DT_F32;
+    o.tile_rows = o.seq / 16;
+    o.machine = &m;
+    o.lower = &po;
+    o.save = &r;
+    *seconds = INFINITY;
+    save_segment *kept = NULL; /* outlives the arena; the caller's */
+    if (pass_pipeline(g, &o, NULL, NULL, &joint) == SP_OK) {
+        cost_step c = cost_graph(&m, joint);
+        *seconds = c.forward + c.backward + c.again;
+        assert_int_equal(arena_of(&eo, joint, bytes), SP_OK);
+        if (o.memory) assert_true(*bytes <= o.memory);
+        kept = calloc((size_t)r.segments, sizeof *kept);
+        memcpy(kept, r.segment, sizeof *kept * (size_t)r.segments);
+    }
+    r.segment = kept;
+    arena_free(a);
+    return r;
+}
+
+static const shape wide = {8, 32, 4, 4, 88, 4096};
+
+/* The last layer's MLP reads the gradient that the tiled loss head makes in the forward. That does not make the MLP the
+ * head's: its values are no more kept than those of the other layers. */
+static void a_tiled_loss_leaves_the_last_layer_whole(void **state) {
+    (void)state;
+    double seconds;
+    int64_t bytes;
+    pass_options o = {.save_policy = "layer", .tile_policy = "loss"};
+    save_report r = plan_of(&wide, o, &seconds, &bytes);
+    assert_int_equal(r.segments, wide.layers + 2);
+    for (int l = 1; l <= wide.layers; l++) {
+        assert_int_equal(r.segment[l].kept, 4 * 1024 * wide.d);
+        assert_int_equal(r.segment[l].kept_values, 1);
+    }
+    free(r.segment);
+}
+
+/* The first layer's input is an embedding, cheap to make again: the leanest plan keeps none of it. */
+static void the_first_layers_input_may_run_again(void **state) {
+    (void)state;
+    double seconds;
+    int64_t bytes;
+    save_report r = plan_of(&wide, (pass_options){.save_policy = "least"}, &seconds, &bytes);
+    assert_int_equal(r.segments, wide.layers + 1);
+    assert_int_equal(r.segment[0].kept, 0);
+    for (int l = 1; l < wide.layers; l++) assert_true(r.segment[l].kept >= 4 * 1024 * wide.d);
+    free(r.segment);
+}
+
+/* With the bytes that another policy takes through the whole pipeline, tiles or not, ours is not slower. The other's
+ * seconds and bytes are those of its own graph, lowered by itself. */
+static void no_other_policy_is_faster_with_its_own_bytes(void **state) {
+    (void)state;
+    static const char *const policies[] = {"all", "pytorch", "autosp", "layer"}, *const tiles[] = {"off", "loss",
+                                                                                                   "auto"};
+    static const shape shapes[] = {{4, 64, 4, 4, 256, 4096}, {4, 128, 8, 8, 352, 8192}, {8, 32, 4, 2, 88, 4096}};
+    int faster = 0;
+    for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++)
+        for (int i = 0; i < 12; i++) {
+            double theirs, ours;
+            int64_t bytes, got;
+            pass_options o = {.save_policy = policies[i / 3], .tile_policy = tiles[i % 3], .seq = 8192};
+            free(plan_of(&shapes[k], o, &theirs, &bytes).segment);
+            free(plan_of(&shapes[k], (pass_options){.memory = bytes, .seq = 8192}, &ours, &got).segment);
+            if (ours > theirs * (1 + 1e-9))
+                fail_msg("shape %zu, %s, tiles %s: %g s in %lld bytes, ours %g s", k, policies[i / 3], tiles[i % 3],
+                         theirs, (long long)bytes, ours);
+            faster += ours < theirs;
+        }
+    assert_true(faster > 0);
+}
+
 /* More memory never slows the plan, every plan fits, and it is near the bound; too little is refused by name. */
 static void budgets_are_monotone(void **state) {
     (void)state;
@@ -352,26 +438,8 @@ static void the_bound_holds_for_other_policies(void **state) {
 
 /* Estimated seconds of a step through the whole pipeline under a budget; infinity when nothing fits. */
 static double step_of(const shape *s, const char *tiles, int64_t memory, int64_t *bytes) {
-    cost_machine m = machine();
-    arena *a = arena_new();
-    char *text = decoder(s);
-    ir_graph *g, *joint;
-    exec_options eo = {.dev = &device_cpu, .threads = 1};
-    plan_options po = {.fuse = true, .workspace = exec_workspace, .ctx = &eo};
-    if (ir_parse(a, text, "decoder", &g) != SP_OK) fail_msg("%s", err_text());
-    free(text);
-    pass_options o = {.batch = 1, .seq = 1024, .ranks = 1, .compute = DT_F32, .tile_policy = tiles, .tile_rows = 64};
-    o.memory = memory;
-    o.machine = &m;
-    o.lower = &po;
-    double seconds = INFINITY;
-    if (pass_pipeline(g, &o, NULL, NULL, &joint) == SP_OK) {
-        cost_step c = cost_graph(&m, joint);
-        seconds = c.forward + c.backward + c.again;
-        assert_int_equal(arena_of(&eo, joint, bytes), SP_OK);
-        if (memory) assert_true(*bytes <= memory);
-    }
-    arena_free(a);
+    double seconds;
+    free(plan_of(s, (pass_options){.tile_policy = tiles, .memory = memory}, &seconds, bytes).segment);
     return seconds;
 }
 
@@ -420,11 +488,13 @@ static void values_move_to_the_host(void **state) {
     (void)state;
     cost_machine m = machine();
     int64_t seq = 512, room = 1 << 20;
+    shape deep = small; /* the first layer moves nothing: its input is made again */
+    deep.layers = 8;
     for (int ranks = 1; ranks <= 2; ranks++) {
-        job plain = {.m = &small, .batch = 1, .seq = seq};
+        job plain = {.m = &deep, .batch = 1, .seq = seq};
         run(&plain, ranks);
         assert_int_equal(plain.host, 0);
-        int64_t without = least_budget(&small, seq, ranks, 0), with = least_budget(&small, seq, ranks, room);
+        int64_t without = least_budget(&deep, seq, ranks, 0), with = least_budget(&deep, seq, ranks, room);
         assert_true(with < without);
         int64_t all = 0;
         for (int i = 0; i < 4; i++) {
@@ -435,7 +505,7 @@ static void values_move_to_the_host(void **state) {
             if (i == 2) j.o.memory = plain.arena;
             if (i == 3) {
                 j.o.host_memory = all - 1;
-                j.o.memory = least_budget(&small, seq, ranks, all - 1);
+                j.o.memory = least_budget(&deep, seq, ranks, all - 1);
                 assert_true(j.o.memory < without && j.o.memory >= with);
             }
             run(&j, ranks);
@@ -563,6 +633,9 @@ static void rules_keep_what_they_say(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layers_are_segments),
+        cmocka_unit_test(a_tiled_loss_leaves_the_last_layer_whole),
+        cmocka_unit_test(the_first_layers_input_may_run_again),
+        cmocka_unit_test(no_other_policy_is_faster_with_its_own_bytes),
         cmocka_unit_test(gradients_are_equal_bit_by_bit),
         cmocka_unit_test(budgets_are_monotone),
         cmocka_unit_test(the_bound_holds_for_other_policies),
