@@ -24,10 +24,11 @@ typedef struct layer {
     int64_t tokens, in, out;
 } layer;
 
-static const layer layers[] = {{512, 768, 768},   {512, 768, 2304},   {512, 768, 3072},  {512, 3072, 768},
-                               {512, 768, 2048},  {2048, 768, 768},   {2048, 768, 2304}, {2048, 768, 3072},
-                               {2048, 3072, 768}, {2048, 2048, 5632}, {4096, 768, 3072}, {512, 768, 32000},
-                               {512, 768, 50257}};
+static const layer layers[] = {{512, 768, 768},    {512, 768, 2304},   {512, 768, 3072},   {512, 3072, 768},
+                               {512, 768, 2048},   {2048, 768, 768},   {2048, 768, 2304},  {2048, 768, 3072},
+                               {2048, 3072, 768},  {2048, 2048, 5632}, {4096, 768, 3072},  {512, 768, 32000},
+                               {512, 768, 50257},  {1024, 1024, 1024}, {1024, 1024, 4096}, {1024, 4096, 1024},
+                               {4096, 1024, 4096}, {4096, 2048, 2048}};
 enum { LAYERS = sizeof layers / sizeof *layers, MAX_ROUNDS = 64, IMPLS = 3 };
 
 static const double SAMPLE_S = 0.004; /* a sample repeats a product until it takes about this long */
@@ -66,7 +67,7 @@ static void run(kern_gemm *g, form f, const operands *o, void *ws, int reps, sp_
 
 typedef struct cell {
     double share[IMPLS], ratio; /* of the library, our own and the kernel that is chosen; library to own, as speed */
-    bool has[IMPLS];
+    bool has[IMPLS], own;       /* own: it is the one chosen */
 } cell;
 
 static sp_status measure(dtype t, form f, layer l, int threads, int rounds, double peak, const operands *o, cell *out) {
@@ -110,6 +111,7 @@ static sp_status measure(dtype t, form f, layer l, int threads, int rounds, doub
         free(ws[i]);
     }
     out->share[2] = out->share[same];
+    out->own = same;
     out->ratio = out->has[0] ? bench_median(ratio, rounds) : 0;
     return s;
 }
@@ -118,8 +120,8 @@ static sp_status table(dtype t, int threads, int rounds) {
     double least[FORMS], low = 1e300, high = 0;
     for (double end = now_s() + 1; now_s() < end;) kern_peak_flops(t, threads); /* frequencies settle */
     int below = 0;
-    printf("\n%s products on %d threads: share of the peak in %%, library / own\n\n| tokens in out |", dtype_name(t),
-           threads);
+    printf("\n%s products on %d threads: share of the peak in %%, library / own (*: chosen)\n\n| tokens in out |",
+           dtype_name(t), threads);
     for (int f = 0; f < FORMS; f++) printf(" %s |", form_name[f]);
     printf("\n|---|");
     for (int f = 0; f < FORMS; f++) printf("---|"), least[f] = 1e300;
@@ -138,9 +140,9 @@ static sp_status table(dtype t, int threads, int rounds) {
             cell c = {0};
             TRY(measure(t, f, l, threads, rounds, peak, &o, &c));
             if (c.has[0])
-                printf(" %.0f / %.0f |", 100 * c.share[0], 100 * c.share[1]);
+                printf(" %.0f / %.0f%s |", 100 * c.share[0], 100 * c.share[1], c.own ? "*" : "");
             else
-                printf(" - / %.0f |", 100 * c.share[1]);
+                printf(" - / %.0f* |", 100 * c.share[1]);
             fflush(stdout);
             if (c.has[0] && c.ratio < 0.8) below++;
             least[f] = c.share[2] < least[f] ? c.share[2] : least[f];

@@ -91,17 +91,23 @@ static void all_forms(void **state) {
                 }
 }
 
-/* Long sides, which the library gets in parts: every form, with and without what the first part alone may do. */
+/* Long sides, which the library gets in parts and ours packs in several turns: every form, with and without what the
+ * first part alone may do. */
 static void in_parts(void **state) {
     (void)state;
-    const int64_t size[][3] = {{3, 5, 3600}, {2, 4, 5400}, {3700, 3, 4}, {2, 1800, 7}, {1801, 2, 1793}};
+    const int64_t size[][3] = {{3, 5, 3600},    {2, 4, 5400},   {3700, 3, 4},   {2, 1800, 7},
+                               {1801, 2, 1793}, {2, 2053, 520}, {403, 31, 530}, {1023, 5, 6}};
     for (size_t i = 0; i < sizeof size / sizeof *size; i++)
         for (int f = 0; f < 4; f++)
             for (int c = 0; c < 3; c++) {
                 kern_gemm_desc d = desc(DT_F32, DT_F32, size[i][0], size[i][1], size[i][2], f & 1, f & 2, f);
                 d.beta = c == 1, d.bias = c == 2;
                 check(&d);
+                d.impl = KERN_GEMM_OWN;
+                check(&d);
                 d.ab = DT_BF16;
+                check(&d);
+                d.impl = KERN_GEMM_BEST;
                 check(&d);
             }
 }
@@ -166,9 +172,9 @@ static void empty(void **state) {
 
 /* Ours is bit-equal on any team; k beyond one step of it, so that partial sums exist. */
 static void bits(void **state) {
-    (void)state;
     uint64_t seed = 4, want = 0;
-    kern_gemm_desc d = desc(DT_F32, DT_F32, 300, 200, 700, false, true, 0);
+    const bool by_columns = *state;
+    kern_gemm_desc d = desc(DT_F32, DT_F32, 300, 200, 700, by_columns, !by_columns, 0);
     float *a = filled(DT_F32, 300 * 700, &seed), *b = filled(DT_F32, 200 * 700, &seed), *c = xalloc(4 * 300 * 200);
     d.impl = KERN_GEMM_OWN;
     for (d.threads = 1; d.threads < 5; d.threads++) {
@@ -186,6 +192,7 @@ static void bits(void **state) {
 }
 
 int main(void) {
+    static bool by_columns = true;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_forms),
         cmocka_unit_test(in_parts),
@@ -195,6 +202,7 @@ int main(void) {
         cmocka_unit_test(batches),
         cmocka_unit_test(empty),
         cmocka_unit_test(bits),
+        cmocka_unit_test_prestate(bits, &by_columns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
