@@ -4,13 +4,20 @@
 #include "device/cpu/keep.h"
 #include "device/cpu/rows.h"
 
-/* One row; scale 0 keeps everything as it is. */
-INLINE void row(bool bf, int64_t n, const void *x, void *y, keep_state *s, uint64_t at, float scale) {
-    EACH_VECTOR(i, 0, n, {
-        vf v = get_part(bf, x, i, left, 0);
-        if (scale != 0) v = vselect(keep_lanes(s, at + (uint64_t)i), v * scale, vset(0));
-        put_part(bf, y, i, left, v);
-    });
+/* One row, whose elements have numbers from `at` on; scale 0 keeps everything as it is. */
+INLINE void row(bool bf, int64_t n, const void *x, void *y, const keep_state *s, uint64_t at, float scale) {
+    uint64_t bits[KEEP_WORDS + 1] = {0};
+    for (int64_t i = 0, end; i < n; i = end) {
+        const uint64_t word = (at + (uint64_t)i) >> 6;
+        const int64_t origin = (int64_t)((word << 6) - at); /* the element of the first bit */
+        end = min64(n, origin + 64 * KEEP_WORDS);
+        if (scale != 0) keep_some(s, word, bits);
+        EACH_VECTOR(j, i, end, {
+            vf v = get_part(bf, x, j, left, 0);
+            if (scale != 0) v = vselect(keep_lanes(bits, j - origin), v * scale, vset(0));
+            put_part(bf, y, j, left, v);
+        });
+    }
 }
 
 sp_status cpu_dropout(dev_call *c) {
@@ -24,13 +31,13 @@ sp_status cpu_dropout(dev_call *c) {
     const bool bf = y->type == DT_BF16;
     const float scale = rng[2] != 0 || p == 0 ? 0 : p < 1 ? (float)(1 / (1 - p)) : 1; /* p = 1 keeps nothing */
     const uint32_t least = philox_threshold(p);
+    const keep_state s = keep_start((uint64_t)rng[0], (uint64_t)rng[1], (uint32_t)ir_int(c->node, "id", 0), least);
     int64_t rows = 1;
     for (int d = 0; d < last; d++) rows *= y->dim[d];
 #pragma omp parallel for schedule(static) if (rows * y->dim[last] >= ROWS_ALONE)
     for (int64_t r = 0; r < rows; r++) {
         int64_t index[TENSOR_MAX_RANK] = {0}, xa, ya;
         dropout_row(c, r, index, &xa, &ya);
-        keep_state s = keep_start((uint64_t)rng[0], (uint64_t)rng[1], (uint32_t)ir_int(c->node, "id", 0), least);
         const uint64_t at = dropout_number(c, index);
         if (bf)
             row(true, y->dim[last], elem_at(true, x->data, xa), elem_of(true, y->data, ya), &s, at, scale);
