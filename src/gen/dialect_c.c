@@ -32,6 +32,13 @@ static const char functions[] =
     "INLINE vf k_choose(vf c, vf x, vf y) { return vselect(c != 0.f, x, y); }\n"
     "INLINE vf k_exp_below(vf x) { return vexp2_neg(x * 1.44269504088896340736f); }\n"
     "INLINE vf k_index(int64_t c) { return __builtin_convertvector(viota() + (int32_t)c, vf); }\n"
+    "INLINE vf k_exp_below_near(vf x) { return vexp2_near(x * 1.44269504088896340736f); }\n"
+    "/* 1 in the column whose number is that of v, which few vectors hold. */\n"
+    "INLINE vf k_here(vf v, int64_t c) {\n"
+    "    float at = v[0] - (float)c;\n"
+    "    if (__builtin_expect(at >= 0 && at < VL, 0)) return k_equal(k_index(c), v);\n"
+    "    return vset(0);\n"
+    "}\n"
     "INLINE vf k_silu_slope(vf x) {\n"
     "    vf s = vsigmoid(x);\n"
     "    return s * vfma(x, 1.f - s, vset(1.f));\n"
@@ -254,9 +261,39 @@ static void value(const gen_kernel *k, int i, int u, const char *text, buf *out)
     buf_printf(out, "%s;\n", text);
 }
 
+static void here(const gen_kernel *k, int i, int u, buf *out) {
+    name(k, i, u, out);
+    buf_printf(out, "k_here(v%d, %s);\n", k->s.data[i].arg[1], first(u));
+}
+
+/* The sum of exponentials of the same elements, which has their maximum; -1: none. */
+static int exp_sum_of(const gen_kernel *k, int i) {
+    for (int j = 0; j < k->s.n && k->s.data[i].kind == GEN_MAX; j++)
+        if (k->s.data[j].kind == GEN_EXP_SUM && k->s.data[j].arg[0] == k->s.data[i].arg[0]) return j;
+    return -1;
+}
+
+static void exp_sum(const gen_kernel *k, int i, int u, buf *out) {
+    const int x = k->s.data[i].arg[0];
+    if (u == GEN_ALONE) {
+        buf_printf(out, "            s%d = vexp_sum_add(s%d, (vf[]){k_keep(v%d, left, -INFINITY)}, 1);\n", i, i, x);
+    } else if (u == BLOCK - 1) {
+        buf_printf(out, "            s%d = vexp_sum_add(s%d, (vf[]){", i, i);
+        for (int j = 0; j < BLOCK; j++) {
+            gen_name(k, x, j, out);
+            buf_printf(out, j + 1 < BLOCK ? ", " : "}, %d);\n", BLOCK);
+        }
+    }
+}
+
 static bool is_sum(const gen_kernel *k, int i) { return k->s.data[i].kind == GEN_SUM; }
 
 static void reduce_open(const gen_kernel *k, int i, buf *out) {
+    if (exp_sum_of(k, i) >= 0) return;
+    if (k->s.data[i].kind == GEN_EXP_SUM) {
+        buf_printf(out, "        vexp_sum s%d = vexp_sum_start();\n", i);
+        return;
+    }
     const char *start = is_sum(k, i) ? "0" : "-INFINITY";
     buf_printf(out, "        vf s%d = vset(%s)", i, start);
     for (int u = 0; u < BLOCK; u++) buf_printf(out, ", s%d_%d = s%d", i, u, i);
@@ -264,6 +301,11 @@ static void reduce_open(const gen_kernel *k, int i, buf *out) {
 }
 
 static void reduce(const gen_kernel *k, int i, int u, buf *out) {
+    if (exp_sum_of(k, i) >= 0) return;
+    if (k->s.data[i].kind == GEN_EXP_SUM) {
+        exp_sum(k, i, u, out);
+        return;
+    }
     buf s = {0}, v = {0};
     buf_printf(&s, u == GEN_ALONE ? "s%d" : "s%d_%d", i, u);
     gen_name(k, k->s.data[i].arg[0], u, &v);
@@ -276,6 +318,15 @@ static void reduce(const gen_kernel *k, int i, int u, buf *out) {
 }
 
 static void reduce_close(const gen_kernel *k, int i, buf *out) {
+    const int with = exp_sum_of(k, i);
+    if (with >= 0) {
+        buf_printf(out, "        const vf v%d = vset(s%d.top);\n", i, with);
+        return;
+    }
+    if (k->s.data[i].kind == GEN_EXP_SUM) {
+        buf_printf(out, "        const vf v%d = vset(vexp_sum_end(s%d));\n", i, i);
+        return;
+    }
     if (is_sum(k, i))
         buf_printf(out, "        const vf v%d = vset(vsum((s%d_0 + s%d_1) + (s%d_2 + s%d_3) + s%d));\n", i, i, i, i, i,
                    i);
@@ -358,6 +409,7 @@ const gen_dialect gen_dialect_c = {.prelude = prelude,
                                    .round = round_to,
                                    .index = index_of,
                                    .value = value,
+                                   .here = here,
                                    .reduce_open = reduce_open,
                                    .reduce = reduce,
                                    .reduce_close = reduce_close,

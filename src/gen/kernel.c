@@ -5,8 +5,8 @@
  */
 #include "gen/kernel.h"
 
-static const char *const kind_name[GEN_KINDS] = {"load",  "const",       "cols", "index", "",
-                                                 "round", "exp below 0", "sum",  "max",   "pick"};
+static const char *const kind_name[GEN_KINDS] = {"load",        "const", "cols", "index",      "",    "round",
+                                                 "exp below 0", "sum",   "max",  "sum of exp", "pick"};
 
 gen_kernel *gen_new(arena *a) {
     gen_kernel *k = ARENA_NEW(a, gen_kernel);
@@ -30,8 +30,8 @@ static int add(gen_kernel *k, gen_stmt s) {
         s.row &= x->row;
         if (x->level > s.level) s.level = x->level;
     }
-    if (s.kind == GEN_SUM || s.kind == GEN_MAX) s.level++;
-    s.row |= s.kind == GEN_SUM || s.kind == GEN_MAX || s.kind == GEN_PICK;
+    if (gen_is_reduction(s.kind)) s.level++;
+    s.row |= gen_is_reduction(s.kind) || s.kind == GEN_PICK;
     vec_push(k->a, &k->s, s);
     return k->s.n - 1;
 }
@@ -78,7 +78,11 @@ int gen_round(gen_kernel *k, int x, dtype t) {
 
 int gen_reduce(gen_kernel *k, gen_kind kind, int x) { return add(k, (gen_stmt){.kind = kind, .nargs = 1, .arg = {x}}); }
 
-int gen_exp_below(gen_kernel *k, int x) { return add(k, (gen_stmt){.kind = GEN_BELOW, .nargs = 1, .arg = {x}}); }
+int gen_exp_below(gen_kernel *k, int x, dtype t) {
+    gen_stmt s = {.kind = GEN_BELOW, .nargs = 1, .arg = {x}};
+    if (t == DT_BF16) s.type = t;
+    return add(k, s);
+}
 
 int gen_pick(gen_kernel *k, int x, int column) {
     return add(k, (gen_stmt){.kind = GEN_PICK, .nargs = 2, .arg = {x, column}});
@@ -129,8 +133,7 @@ void gen_pass_needs(const gen_kernel *k, int pass, bool *needed) {
     memset(needed, 0, sizeof *needed * (size_t)k->s.n);
     for (int i = 0; i < k->out.n && pass == k->levels; i++) needed[k->out.data[i].value] = true;
     for (int i = 0; i < k->s.n; i++)
-        if ((k->s.data[i].kind == GEN_SUM || k->s.data[i].kind == GEN_MAX) && k->s.data[i].level == pass + 1)
-            needed[k->s.data[i].arg[0]] = true;
+        if (gen_is_reduction(k->s.data[i].kind) && k->s.data[i].level == pass + 1) needed[k->s.data[i].arg[0]] = true;
     elements_behind(k, needed);
 }
 
@@ -151,7 +154,7 @@ void gen_print(const gen_kernel *k, buf *out) {
             buf_printf(out, " %d %s%s", s->arg[0], dtype_name(x->type), step[x->step]);
             if (x->labels) buf_printf(out, " labels, or %lld", (long long)x->ignore);
         }
-        if (s->kind == GEN_ROUND || (s->kind == GEN_OP && s->type == DT_BF16))
+        if (s->kind == GEN_ROUND || ((s->kind == GEN_OP || s->kind == GEN_BELOW) && s->type == DT_BF16))
             buf_printf(out, " %s", dtype_name(s->type));
         if (s->kind == GEN_CONST) buf_printf(out, " %.17g", s->value);
         for (int j = 0; s->kind != GEN_LOAD && j < s->nargs; j++) buf_printf(out, " %%%d", s->arg[j]);

@@ -37,12 +37,15 @@ typedef enum gen_kind {
     GEN_INDEX, /* the column's number, from 0: exact below 2^24 */
     GEN_OP,    /* op of arg[0..]: a row of expr.def; `type` bf16: its EXPR_NEAR */
     GEN_ROUND, /* arg[0] as `type` would hold it: where ops end, what memory would do to it */
-    GEN_BELOW, /* e^arg[0] for arg[0] <= 0, to 6e-8 |arg[0]| of it: a softmax's numerators */
+    GEN_BELOW, /* e^arg[0] for arg[0] <= 0, to 6e-8 |arg[0]| of it: a softmax's numerators; `type` bf16: to 3e-6 */
     GEN_SUM,   /* of arg[0] along the row */
     GEN_MAX,
-    GEN_PICK, /* arg[0] in the column whose number is arg[1], a row's value; 0 where there is none */
+    GEN_EXP_SUM, /* of e^(arg[0] - its greatest) along the row, with that greatest in the same pass */
+    GEN_PICK,    /* arg[0] in the column whose number is arg[1], a row's value; 0 where there is none */
     GEN_KINDS
 } gen_kind;
+
+static inline bool gen_is_reduction(gen_kind k) { return k == GEN_SUM || k == GEN_MAX || k == GEN_EXP_SUM; }
 
 typedef struct gen_stmt {
     gen_kind kind;
@@ -105,7 +108,7 @@ int gen_index(gen_kernel *k);
 int gen_round(gen_kernel *k, int x, dtype t);
 int gen_reduce(gen_kernel *k, gen_kind kind, int x);
 int gen_pick(gen_kernel *k, int x, int column);
-int gen_exp_below(gen_kernel *k, int x);
+int gen_exp_below(gen_kernel *k, int x, dtype t); /* for a result that is rounded to t at once */
 int gen_op1(gen_kernel *k, ir_op op, int x);
 int gen_op2(gen_kernel *k, ir_op op, int x, int y);
 int gen_op3(gen_kernel *k, ir_op op, int x, int y, int z);

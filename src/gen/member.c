@@ -181,7 +181,7 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
     }
     case OP_softmax: { /* the bounds are for rows of -inf, which give 0: other rows' sums are 1 or more */
         int top = gen_op2(k, OP_max, gen_reduce(k, GEN_MAX, in[0]), gen_const(k, -3e38));
-        int e = gen_exp_below(k, sub(k, in[0], top));
+        int e = gen_exp_below(k, sub(k, in[0], top), type[0]);
         int total = gen_op2(k, OP_max, gen_reduce(k, GEN_SUM, e), gen_const(k, 1e-30));
         value[0] = mul(k, e, gen_op1(k, OP_recip, total));
         break;
@@ -193,7 +193,7 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
         int ignore = gen_const(k, (double)ir_int(n, "ignore", -100)), zero = gen_const(k, 0);
         int top = gen_op2(k, OP_max, gen_reduce(k, GEN_MAX, in[0]), gen_const(k, -3e38));
         int logit = gen_pick(k, in[0], in[1]);
-        int total = gen_op1(k, OP_log, gen_reduce(k, GEN_SUM, gen_exp_below(k, sub(k, in[0], top))));
+        int total = gen_op1(k, OP_log, gen_reduce(k, GEN_EXP_SUM, in[0]));
         /* top - logit first: it is exact near the maximum, and the logarithm is then not lost in it */
         int loss = gen_op2(k, OP_add, sub(k, top, logit), total);
         value[0] = gen_op3(k, OP_select, gen_op2(k, OP_eq, in[1], ignore), zero, loss);
@@ -206,7 +206,7 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
     }
     case OP_xent_grad: { /* (softmax - one hot) dloss; labels were checked by the forward */
         int ignored = gen_op2(k, OP_eq, in[1], gen_const(k, (double)ir_int(n, "ignore", -100)));
-        int here = gen_op2(k, OP_eq, gen_index(k), in[1]), p = gen_exp_below(k, sub(k, in[0], in[2]));
+        int here = gen_op2(k, OP_eq, gen_index(k), in[1]), p = gen_exp_below(k, sub(k, in[0], in[2]), type[0]);
         value[0] = gen_op3(k, OP_select, ignored, gen_const(k, 0), mul(k, sub(k, p, here), in[3]));
         break;
     }

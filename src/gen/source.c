@@ -68,6 +68,10 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, int u, b
         d->index(k, i, u, out);
         return;
     case GEN_OP:
+        if (s->op == OP_eq && k->s.data[s->arg[0]].kind == GEN_INDEX && k->s.data[s->arg[1]].row) {
+            d->here(k, i, u, out);
+            return;
+        }
         substitute(k, expression(s), s->arg, u, &text);
         break;
     case GEN_CONST:
@@ -77,10 +81,11 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, int u, b
         buf_printf(&text, "k_number((float)a->cols)");
         break;
     case GEN_BELOW:
-        substitute(k, "k_exp_below(x)", s->arg, u, &text);
+        substitute(k, s->type == DT_BF16 ? "k_exp_below_near(x)" : "k_exp_below(x)", s->arg, u, &text);
         break;
     case GEN_SUM:
     case GEN_MAX:
+    case GEN_EXP_SUM:
     case GEN_PICK:
     case GEN_KINDS:
         ASSERT(!"not a statement of its own");
@@ -89,9 +94,7 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, int u, b
     buf_free(&text);
 }
 
-static bool reduces(const gen_stmt *s, int level) {
-    return (s->kind == GEN_SUM || s->kind == GEN_MAX) && s->level == level;
-}
+static bool reduces(const gen_stmt *s, int level) { return gen_is_reduction(s->kind) && s->level == level; }
 
 static void pick(const gen_dialect *d, const gen_kernel *k, int i, bool *needed, buf *out) {
     gen_pick_needs(k, i, needed);
@@ -120,7 +123,7 @@ static void pass(const gen_dialect *d, const gen_kernel *k, int p, bool *needed,
         const gen_stmt *s = &k->s.data[i];
         if (s->kind == GEN_PICK && s->level == p)
             pick(d, k, i, needed, out);
-        else if (s->row && s->level == p && s->kind != GEN_SUM && s->kind != GEN_MAX)
+        else if (s->row && s->level == p && !gen_is_reduction(s->kind))
             statement(d, k, i, GEN_ALONE, out);
         columns |= reduces(s, p + 1);
     }

@@ -120,11 +120,17 @@ static int random_value(gen_kernel *k, const int *value, int n, uint64_t *seed) 
     static const ir_op two[] = {OP_add,   OP_sub, OP_max, OP_min, OP_silu_grad, OP_gelu_grad, OP_gelu_tanh_grad,
                                 OP_swiglu};
     int x = value[pick(seed, n)], y = value[pick(seed, n)];
-    switch (pick(seed, 8)) {
+    switch (pick(seed, 9)) {
     case 6: { /* an element of each row, picked by the number of its column; and twice by looking for it */
         int column = gen_const(k, pick(seed, 40)), here = gen_op2(k, OP_eq, gen_index(k), column);
         int sum = gen_reduce(k, GEN_SUM, gen_op3(k, OP_select, here, x, gen_const(k, 0)));
         return gen_op2(k, OP_add, y, gen_op2(k, OP_sub, sum, gen_pick(k, x, column)));
+    }
+    case 8: { /* far from 0 too, where only the greatest must not be lost */
+        int far = gen_op2(k, OP_mul, x, gen_const(k, pick(seed, 2) ? 100 : 1));
+        int total = gen_op1(k, OP_log, gen_reduce(k, GEN_EXP_SUM, far));
+        if (pick(seed, 2)) return gen_op2(k, OP_add, gen_op1(k, OP_tanh, total), y);
+        return gen_op2(k, OP_sub, gen_op2(k, OP_div, gen_reduce(k, GEN_MAX, far), gen_const(k, 100)), total);
     }
     case 7:
         return gen_op1(k, OP_log, gen_op2(k, OP_add, gen_const(k, 0.25), gen_op1(k, OP_abs, x)));

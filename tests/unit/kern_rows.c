@@ -146,6 +146,36 @@ static void cross_entropy(void **state) {
     near("far loss", DT_F32, (double)loss, 1.3132616875182228, 1e-6);
 }
 
+/* Rows whose greatest logit comes first, last, or grows all the time; hidden classes, nothing but hidden ones, NaN. */
+static void cross_entropy_orders(void **state) {
+    (void)state;
+    enum { N = 1000 };
+    float x[N], loss, lse;
+    int64_t label = 617;
+    for (int c = 0; c < 9; c++) {
+        double top = -INFINITY, sum = 0;
+        for (int j = 0; j < N; j++) {
+            const float ramp[] = {
+                0.7f * (float)j - 300, 400 - 0.3f * (float)j, sinf((float)j),       j % 7 ? -INFINITY : 3,  -3.3e38f,
+                1e-30f * (float)j,     (float)(j * j % 613),  j == 617 ? 12 : -200, 1000.f * cosf((float)j)};
+            x[j] = ramp[c];
+            if ((double)x[j] > top) top = (double)x[j];
+        }
+        for (int j = 0; j < N; j++) sum += exp((double)x[j] - top);
+        if (c == 3) label = 700;
+        assert_int_equal(kern_xent_fwd(DT_F32, 1, N, x, N, &label, -100, &loss, &lse), SP_OK);
+        near("lse", DT_F32, (double)lse, top + log(sum), 1e-6);
+        if (c != 4) near("loss", DT_F32, (double)loss, top - (double)x[label] + log(sum), 1e-6);
+        assert_true(loss >= 0);
+    }
+    x[3] = NAN;
+    assert_int_equal(kern_xent_fwd(DT_F32, 1, N, x, N, &label, -100, &loss, &lse), SP_OK);
+    assert_true(isnan(loss) && isnan(lse));
+    for (int j = 0; j < N; j++) x[j] = -INFINITY;
+    assert_int_equal(kern_xent_fwd(DT_F32, 1, N, x, N, &label, -100, &loss, &lse), SP_OK);
+    assert_true(lse == -INFINITY);
+}
+
 static void rotary(void **state) {
     (void)state;
     const int64_t D[] = {2, 6, 32, 64, 80};
@@ -487,19 +517,13 @@ int main(void) {
     omp_set_num_threads(3);
 #endif
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norms),
-        cmocka_unit_test(softmaxes),
-        cmocka_unit_test(cross_entropy),
-        cmocka_unit_test(rotary),
-        cmocka_unit_test(swiglu),
-        cmocka_unit_test(activations),
-        cmocka_unit_test(linear),
-        cmocka_unit_test(copies),
-        cmocka_unit_test(large_copies),
-        cmocka_unit_test(embeddings),
-        cmocka_unit_test(optimizer),
-        cmocka_unit_test(sums),
-        cmocka_unit_test(dropout_by_words),
+        cmocka_unit_test(norms),         cmocka_unit_test(softmaxes),
+        cmocka_unit_test(cross_entropy), cmocka_unit_test(cross_entropy_orders),
+        cmocka_unit_test(rotary),        cmocka_unit_test(swiglu),
+        cmocka_unit_test(activations),   cmocka_unit_test(linear),
+        cmocka_unit_test(copies),        cmocka_unit_test(large_copies),
+        cmocka_unit_test(embeddings),    cmocka_unit_test(optimizer),
+        cmocka_unit_test(sums),          cmocka_unit_test(dropout_by_words),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

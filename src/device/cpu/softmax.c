@@ -70,11 +70,18 @@ void kern_softmax_bwd(dtype t, int64_t rows, int64_t n, const void *y, int64_t l
 INLINE void loss_row(bool bf, int64_t r, int64_t v, const void *logits, int64_t ld, const int64_t *labels,
                      int64_t ignore, float *loss, float *lse) {
     const void *x = elem_at(bf, logits, r * ld);
-    float max = row_max(bf, x, v), shift = max == -INFINITY ? 0 : max;
-    float log_sum = logf(row_sum(bf, x, v, shift));
-    lse[r] = shift + log_sum;
-    /* (shift - x) first: it is exact when x is near the maximum, and the logarithm is then not lost in it. */
-    loss[r] = labels[r] == ignore ? 0 : (shift - sget(bf, x, labels[r])) + log_sum;
+    vexp_sum s = vexp_sum_start();
+    int64_t j = 0;
+    for (; j + VEXP_BLOCK * VL <= v; j += VEXP_BLOCK * VL) {
+        vf block[VEXP_BLOCK];
+        for (int i = 0; i < VEXP_BLOCK; i += 2) vget2(bf, x, j + i * VL, &block[i], &block[i + 1]);
+        s = vexp_sum_add(s, block, VEXP_BLOCK);
+    }
+    for (; j < v; j += VL) s = vexp_sum_add(s, (vf[]){get_part(bf, x, j, v - j, -INFINITY)}, 1);
+    const float top = s.top == -INFINITY ? 0 : s.top, log_sum = logf(vexp_sum_end(s));
+    lse[r] = top + log_sum;
+    /* (top - x) first: it is exact when x is near the maximum, and the logarithm is then not lost in it. */
+    loss[r] = labels[r] == ignore ? 0 : (top - sget(bf, x, labels[r])) + log_sum;
 }
 
 sp_status kern_xent_fwd(dtype t, int64_t rows, int64_t v, const void *logits, int64_t ld, const int64_t *labels,

@@ -417,6 +417,74 @@ INLINE vf verf(vf x) {
     return vmax(vset(-1.f), vmin(vset(1.f), x * p / q));
 }
 
+/* ---- log of the sum of exponentials, in one pass ---- */
+
+/* Is x > bound in any lane? */
+INLINE bool vany_above(vf x, float bound) {
+#ifdef __AVX512F__
+    return _mm512_cmp_ps_mask((__m512)x, (__m512)vset(bound), _CMP_GT_OQ) != 0;
+#else
+    vi above = x > bound;
+    int32_t any = 0;
+    for (int i = 0; i < VL; i++) any |= above[i];
+    return any != 0;
+#endif
+}
+/* 2^x, relative error 1.6e-7: a term of a sum. */
+INLINE vf vexp2_term(vf x) {
+#ifdef __AVX512DQ__
+    vf n = vround(x), f = (vf)_mm512_reduce_ps((__m512)x, 8);
+#else
+    x = vmax(vset(-151.f), x);
+    vf n = vround(x), f = x - n;
+#endif
+    vf p = vfma(f, vset(1.326472725e-03f), vset(9.671512786e-03f));
+    p = vfma(p, f, vset(5.550733744e-02f));
+    p = vfma(p, f, vset(2.402224208e-01f));
+    p = vfma(p, f, vset(6.931469776e-01f));
+    p = vfma(p, f, vset(1.f));
+    return vscale2(p, n);
+}
+
+/* The sum of e^(x - top) over all x so far, of which top is the greatest. What is added up is 2^(x log2 e - shift) for
+ * an integer shift next to top log2 e, so that sums are scaled without an error when top grows, which is rare, and a
+ * term costs one exponential. The product of x and log2 e is not rounded before shift is taken off; what its constant
+ * lacks is taken back at the end, where x is top. (The online normaliser of Milakov and Gimelshein, 2018, with one
+ * maximum for all lanes.) */
+enum { VEXP_BLOCK = 4 };
+typedef struct vexp_sum {
+    vf sum[VEXP_BLOCK];
+    float top, shift;
+} vexp_sum;
+
+INLINE vexp_sum vexp_sum_start(void) { return (vexp_sum){.top = -INFINITY}; }
+/* Adds n <= VEXP_BLOCK vectors; -inf adds nothing. */
+INLINE vexp_sum vexp_sum_add(vexp_sum s, const vf *x, int n) {
+    const float log2e = 1.44269504088896340736f;
+    vf most = x[0];
+#pragma GCC unroll 4
+    for (int i = 1; i < n; i++) most = vmax(most, x[i]);
+    if (__builtin_expect(vany_above(most, s.top), 0)) {
+        const float top = vmaxlane(most), shift = top * log2e;
+        const float whole = shift > 3e38f ? 3e38f : shift < -3e38f ? -3e38f : rintf(shift);
+        const vf less = s.top == -INFINITY ? vset(0) : vexp2_neg(vset(s.shift - whole));
+#pragma GCC unroll 4
+        for (int i = 0; i < VEXP_BLOCK; i++) s.sum[i] *= less;
+        s.top = top, s.shift = whole;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) s.sum[i] += vexp2_term(vfma(x[i], vset(log2e), vset(-s.shift)));
+    return s;
+}
+/* 1 or more, 0 when all were -inf, NaN when one was. Where x log2 e overflows, what is not top is too far from it. */
+INLINE float vexp_sum_end(vexp_sum s) {
+    const vf back = vfma(vset(s.top), vset(-1.44269504088896340736f), vset(s.shift));
+    const vf sum = (s.sum[0] + s.sum[1]) + (s.sum[2] + s.sum[3]);
+    const float total = vsum(sum) * vexp2_neg(back)[0];
+    if (s.top == -INFINITY) return vsum(sum);
+    return total < 1 || s.top > 2e38f || s.top < -2e38f ? 1 : total;
+}
+
 /* ---- for results that are rounded to bf16 next, whose half unit is 2e-3 ---- */
 
 INLINE vf vrcp_near(vf x) { /* relative error 6e-5 where the machine estimates; 0 for inf */

@@ -53,6 +53,7 @@ static double evaluate(const frame *f, const gen_stmt *s, int64_t col) {
         return exp(x[0]);
     case GEN_SUM:
     case GEN_MAX:
+    case GEN_EXP_SUM:
     case GEN_PICK:
     case GEN_KINDS:
         break;
@@ -65,11 +66,16 @@ static void run_row(const frame *f) {
     for (int i = 0; i < k->s.n; i++) {
         const gen_stmt *s = &k->s.data[i];
         double *y = f->value + i * f->cols;
-        if (s->kind == GEN_SUM || s->kind == GEN_MAX) {
+        if (gen_is_reduction(s->kind)) {
             const double *x = f->value + s->arg[0] * f->cols;
             double r = x[0];
             for (int64_t c = 1; c < f->cols; c++)
                 r = s->kind == GEN_SUM ? r + x[c] : x[c] > r || x[c] != x[c] ? x[c] : r;
+            if (s->kind == GEN_EXP_SUM) {
+                const double top = r == -INFINITY ? 0 : r;
+                r = 0;
+                for (int64_t c = 0; c < f->cols; c++) r += exp(x[c] - top);
+            }
             for (int64_t c = 0; c < f->cols; c++) y[c] = r;
         } else if (s->kind == GEN_PICK) {
             const double *x = f->value + s->arg[0] * f->cols, at = f->value[s->arg[1] * f->cols];
