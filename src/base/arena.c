@@ -14,7 +14,9 @@ struct arena {
     size_t used;
 };
 
-enum { CHUNK_MIN = 64 * 1024, CHUNK_MAX = 4 * 1024 * 1024 };
+/* Small at first: an arena for one node's rows is made a hundred thousand times in a large plan, and chunks are zeroed.
+ */
+enum { CHUNK_MIN = 1024, CHUNK_MAX = 4 * 1024 * 1024 };
 
 static void *no_memory(const char *what) {
     fprintf(stderr, "autosp: out of memory (%s)\n", what);

@@ -28,6 +28,7 @@ typedef struct pass_options {
     save_curves *curves;     /* set by pass_choose while it tries: what its searches share */
     save_taken take;         /* set by pass_choose: what its search under the choice has found */
     double again_bound;      /* set by pass_choose: no plan under any of its choices computes again less */
+    const char *rule;        /* set by pass_choose: the plan of this other policy in place of a search */
     int64_t tile_bytes;      /* bound on a loop's working set, and values above it are tiled; 0: by widths */
     int64_t tile_rows;       /* fewest rows of one rank in a tile; 0: 256 */
     int tiling;              /* of pass_choose's choices the one to take, counted from 1; 0: it chooses */
@@ -69,7 +70,7 @@ int64_t pass_tile_padding(const pass_options *o, int64_t rows);
 /* schedule.c: the nodes in an order with a lower peak of live bytes, or the same order. */
 sp_status pass_schedule(const ir_graph *g, ir_graph **out) SP_NODISCARD;
 
-/* choose.c: how finely to tile, by trying; changes tiling, tile_policy, the shares, tile_late, tile_fine and
+/* choose.c: how finely to tile, by trying; changes tiling, tile_policy, the shares, tile_late, tile_fine, rule and
  * again_bound of the options. */
 sp_status pass_choose(const ir_graph *joint, const pass_options *o, pass_options *out) SP_NODISCARD;
 

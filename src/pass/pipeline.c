@@ -29,6 +29,7 @@ static sp_status save(const ir_graph *g, const pass_options *o, ir_graph **out) 
                        .trial = o->trial,
                        .curves = o->curves,
                        .take = o->take,
+                       .rule = o->rule,
                        .machine = o->machine ? o->machine : &cpu,
                        .lower = o->lower,
                        .finish = tile,
@@ -55,9 +56,10 @@ static sp_status bounds(const ir_graph *before, const ir_graph *after, const pas
     TRY(cost_machine_parse(before->a, "cpu", &cpu));
     const cost_machine *m = o->machine ? o->machine : &cpu;
     cost_step least = cost_graph(m, before), is = cost_graph(m, after);
-    r->bound = fmin(r->bound, o->again_bound);
-    r->step_bound = least.forward + least.backward + r->bound;
-    r->gap = (is.forward + is.backward + is.again) / r->step_bound - 1;
+    double step = is.forward + is.backward + is.again;
+    r->bound = fmin(fmin(r->bound, o->again_bound), r->again); /* a rule's plan may be outside the class */
+    r->step_bound = fmin(least.forward + least.backward + r->bound, step);
+    r->gap = step / r->step_bound - 1;
     return SP_OK;
 }
 

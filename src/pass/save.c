@@ -111,9 +111,12 @@ static sp_status lowered(const save_options *o, const ir_graph *g, save_report *
     plan *p;
     ir_graph *done = (ir_graph *)g;
     r->rounds++;
+    plan_options lower = *o->lower;
+    if (o->trial) lower.judge = o->memory;
     if (o->finish) TRY(o->finish(o->ctx, g, &done));
-    TRY(plan_build(done, o->lower, &p));
+    TRY(plan_build(done, &lower, &p));
     *bytes = p->memory.arena;
+    r->resident = p->memory.arena - p->memory.section[SEC_WORK];
     return SP_OK;
 }
 
@@ -525,18 +528,18 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
 
 /* ---- entry ------------------------------------------------------------------------------------- */
 
-static sp_status fixed_policy(const save_model *m, save_report *r, ir_graph **out) {
+static sp_status fixed_policy(const save_model *m, const char *policy, save_report *r, ir_graph **out) {
     const remat_plan **chosen = ARENA_ARRAY(m->a, const remat_plan *, m->nseg);
-    bool all = strcmp(r->policy, "all") == 0 || strcmp(r->policy, "budget") == 0; /* no budget: nothing runs again */
+    bool all = strcmp(policy, "all") == 0 || strcmp(policy, "budget") == 0; /* no budget: nothing runs again */
     for (int k = 0; k < m->nseg; k++) {
         remat_plan *p = ARENA_NEW(m->a, remat_plan);
         const remat_seg *s = &m->seg[k].s;
         if (all) {
             *p = keep_all(m->a, s);
-        } else if (strcmp(r->policy, "layer") == 0) {
+        } else if (strcmp(policy, "layer") == 0) {
             TRY_NOTE(keep_boundary(m->a, s, p), "save: segment %d of %d", k + 1, m->nseg);
         } else {
-            TRY(save_rule_plan(m, strcmp(r->policy, "autosp") == 0, p));
+            TRY(save_rule_plan(m, strcmp(policy, "autosp") == 0, p));
         }
         ASSERT(remat_complete(s, p, NULL));
         remat_window(s, p, NULL, NULL);
@@ -551,19 +554,38 @@ static sp_status fixed_policy(const save_model *m, save_report *r, ir_graph **ou
     return SP_OK;
 }
 
+/* Another policy's plan in place of a search: what it really takes; fails when that is above the budget. */
+static sp_status stand_in(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
+    TRY(fixed_policy(m, o->rule, r, out));
+    r->bound = INFINITY; /* says nothing about other plans */
+    if (!o->lower) return SP_OK;
+    ir_graph g = **out; /* passes allocate in their input's arena and do not change it */
+    g.a = arena_new();
+    sp_status ok = lowered(o, &g, r, &r->arena);
+    arena_free(g.a);
+    TRY(ok);
+    CHECK(strcmp(r->policy, "least") == 0 || r->arena <= o->memory, "the rule '%s' takes %lld bytes", o->rule,
+          (long long)r->arena);
+    return SP_OK;
+}
+
 sp_status pass_save(const ir_graph *joint, const save_options *o, save_report *r, ir_graph **out) {
     static const char *const policies[] = {"all", "layer", "pytorch", "autosp", "budget", "least"};
     *r = (save_report){.policy = NULL, .point = -1};
     for (size_t i = 0; i < sizeof policies / sizeof *policies; i++)
         if (strcmp(o->policy ? o->policy : "budget", policies[i]) == 0) r->policy = policies[i];
     CHECK(r->policy, "save.policy=%s is unknown; use all, pytorch, autosp, layer, budget or least", o->policy);
-    bool rule = strcmp(r->policy, "pytorch") == 0 || strcmp(r->policy, "autosp") == 0;
+    const char *fixed = o->rule ? o->rule : r->policy;
+    bool rule = strcmp(fixed, "pytorch") == 0 || strcmp(fixed, "autosp") == 0;
     arena *a = arena_new();
     save_model m;
-    bool front = strcmp(r->policy, "budget") == 0 && o->memory > 0, least = strcmp(r->policy, "least") == 0;
+    bool front = strcmp(fixed, "budget") == 0 && o->memory > 0, least = strcmp(fixed, "least") == 0;
     sp_status ok = save_model_build(a, joint, o, rule, front || least, &m);
     if (ok == SP_OK)
-        ok = front ? budget_policy(&m, o, r, out) : least ? least_policy(&m, o, r, out) : fixed_policy(&m, r, out);
+        ok = front     ? budget_policy(&m, o, r, out)
+             : least   ? least_policy(&m, o, r, out)
+             : o->rule ? stand_in(&m, o, r, out)
+                       : fixed_policy(&m, fixed, r, out);
     arena_free(a);
     return ok;
 }

@@ -38,9 +38,10 @@ typedef struct save_options {
     int64_t host_memory;         /* bytes of one rank that values may be moved to; 0: none are */
     int64_t enough;              /* policy least: any plan of at most so many bytes will do; 0: the leanest */
     double again_limit;          /* policy budget: fails when no plan computes again less; 0: none */
-    bool trial;                  /* policy budget: only the plan is wanted, not the front above the budget */
+    bool trial;                  /* policy budget: only the plan is wanted: no front above the budget, rough bytes */
     save_curves *curves;         /* policy budget: fronts are looked up and added here; NULL: nowhere */
     save_taken take;             /* policy budget: what a search has found already */
+    const char *rule;            /* policies budget and least: the plan of this policy in place of a search; NULL */
     const cost_machine *machine; /* prices the operators and the link to the host */
     bool keep_collectives;       /* never run a collective twice (default: those that only move data may) */
     /* What becomes of a candidate before it is lowered: the pass `tile`. NULL: nothing. */

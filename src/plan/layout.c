@@ -37,8 +37,10 @@ static void lifetimes(plan *p) {
     }
 }
 
-/* Places those of n buffers (ids) that are in a section: of one program, or of one body. */
-static sp_status place_list(plan *p, plan_section sec, const int *ids, int n, int64_t align, int64_t base,
+/* Places those of n buffers (ids) that are in a section: of one program, or of one body. room: plan_options.judge
+ * without what lies before, INT64_MAX for a plan; when even the live size is above it, that is the size and nothing is
+ * placed. */
+static sp_status place_list(plan *p, plan_section sec, const int *ids, int n, int64_t align, int64_t base, int64_t room,
                             int64_t *size, int64_t *bound) {
     VEC(place_buf) bufs = {0};
     VEC(int) index = {0};
@@ -54,6 +56,12 @@ static sp_status place_list(plan *p, plan_section sec, const int *ids, int n, in
     int64_t *offset = ARENA_ARRAY(p->a, int64_t, bufs.n);
     place_opts opts = {.align = align};
     place_stats stats;
+    if (room < INT64_MAX) {
+        TRY(place_live(bufs.data, bufs.n, &opts, bound, NULL));
+        *size = *bound;
+        if (*size > room) return SP_OK;
+        opts.enough = room;
+    }
     TRY(place_plan(bufs.data, bufs.n, &opts, offset, &stats));
     TRY(place_verify(bufs.data, bufs.n, &opts, offset, stats.arena));
     for (int i = 0; i < bufs.n; i++) p->bufs.data[index.data[i]].offset = base + offset[i];
@@ -63,7 +71,7 @@ static sp_status place_list(plan *p, plan_section sec, const int *ids, int n, in
 }
 
 /* Places program g, work and host copies. */
-static sp_status place_program(plan *p, int g, int64_t align, int64_t base, int64_t *size, int64_t *bound,
+static sp_status place_program(plan *p, int g, int64_t align, int64_t base, int64_t room, int64_t *size, int64_t *bound,
                                int64_t *host) {
     const plan_list *list = &p->program[g].instrs;
     /* Its buffers, those of the program itself first (start[0]), then those of each body (start[1 + its workspace]). */
@@ -77,11 +85,12 @@ static sp_status place_program(plan *p, int g, int64_t align, int64_t base, int6
         if (list->data[i].loop) {
             int64_t live;
             int w = list->data[i].work, at = start[w + 1];
-            TRY(place_list(p, SEC_WORK, ids + at, start[w + 2] - at, align, 0, &p->bufs.data[w].bytes, &live));
+            TRY(place_list(p, SEC_WORK, ids + at, start[w + 2] - at, align, 0, INT64_MAX, &p->bufs.data[w].bytes,
+                           &live));
         }
-    TRY(place_list(p, SEC_WORK, ids, start[1], align, base, size, bound));
+    TRY(place_list(p, SEC_WORK, ids, start[1], align, base, room, size, bound));
     int64_t host_bound;
-    TRY(place_list(p, SEC_HOST, ids, start[1], align, 0, host, &host_bound));
+    TRY(place_list(p, SEC_HOST, ids, start[1], align, 0, INT64_MAX, host, &host_bound));
     for (int b = 0; b < p->bufs.n; b++) {
         plan_buf *x = &p->bufs.data[b];
         if (x->program == g && x->loop >= 0 && x->first >= 0) x->offset += p->bufs.data[x->loop].offset;
@@ -144,7 +153,7 @@ sp_status plan_layout(plan *p, const plan_options *o) {
     int64_t work = 0;
     for (int g = 0; g < PROG_COUNT_OF; g++) {
         int64_t size, bound, host;
-        TRY(place_program(p, g, align, at, &size, &bound, &host));
+        TRY(place_program(p, g, align, at, o->judge > 0 ? o->judge - at : INT64_MAX, &size, &bound, &host));
         work = max64(work, size);
         m->live_bound = max64(m->live_bound, bound);
         m->section[SEC_HOST] = max64(m->section[SEC_HOST], host);

@@ -193,10 +193,11 @@ static void solve(arena *a, const problem *p, const place_opts *o, int64_t *best
     int64_t *off = ARENA_ARRAY(a, int64_t, p->n);
     int64_t work = o && o->work ? o->work : 200000000;
     skyline *sky = place_skyline_new(a, p->b, p->n, p->T);
+    int64_t enough = o ? max64(o->enough, st->bound) : st->bound;
     st->arena = INT64_MAX;
-    for (int pass = 0; pass < 2 && st->arena > st->bound; pass++) {
+    for (int pass = 0; pass < 2 && st->arena > enough; pass++) {
         int64_t left = work;
-        for (int kind = 0; kind < ORDERS && st->arena > st->bound; kind++) {
+        for (int kind = 0; kind < ORDERS && st->arena > enough; kind++) {
             if (pass == 1 && (!fit[kind] || work < 0)) continue;
             fill_order(p, kind, tmp, order);
             int64_t got =
@@ -209,7 +210,7 @@ static void solve(arena *a, const problem *p, const place_opts *o, int64_t *best
             memcpy(best_off, off, sizeof *off * (size_t)p->n);
         }
     }
-    if (st->arena > st->bound && work > 0) {
+    if (st->arena > enough && work > 0) {
         int64_t got = place_search(a, p->b, p->n, p->T, st->arena, &st->bound, best_off, work, &st->nodes);
         st->tried++;
         if (got < st->arena) st->method = "search";

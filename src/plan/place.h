@@ -26,9 +26,10 @@ typedef struct place_buf {
 } place_buf;
 
 typedef struct place_opts {
-    int64_t align; /* default alignment, a power of two; 0: 256 bytes */
-    int64_t work;  /* limit of each of the two searches behind the greedy, in elementary operations (about 1e9 a
-                    * second); 0: 2e8; negative: no search, greedy only */
+    int64_t align;  /* default alignment, a power of two; 0: 256 bytes */
+    int64_t work;   /* limit of each of the two searches behind the greedy, in elementary operations (about 1e9 a
+                     * second); 0: 2e8; negative: no search, greedy only */
+    int64_t enough; /* any arena of at most so many bytes will do; 0: the least that can be found */
 } place_opts;
 
 typedef struct place_stats {

@@ -131,6 +131,8 @@ typedef struct plan {
 typedef struct plan_options {
     bool optimizer; /* reserve moments */
     int64_t align;  /* of buffers; 0: 256 */
+    int64_t judge;  /* > 0: only plan_memory.arena is wanted, and roughly: does a rank take more bytes than that? The
+                     * plan cannot run when it does. 0: a plan */
     bool fuse;      /* element-wise and row instructions become generated kernels (fuse.c) */
     /* Workspace bytes that the device's kernel of an instruction wants; NULL: none. */
     int64_t (*workspace)(void *ctx, const plan_instr *i);
