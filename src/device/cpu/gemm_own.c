@@ -1,12 +1,12 @@
 /* gemm_own.c - matrix products by packing and the register micro-kernel (Goto and van de Geijn 2008).
  *
- * For some columns of B and KC steps of k at a time, all threads pack B into strips of MICRO_LANES columns. Then each
+ * For some columns of B and some steps of k at a time, all threads pack B into strips of MICRO_LANES columns. Then each
  * item, a block of rows by those columns, is one thread's: it packs its rows of A into panels of at most MICRO_ROWS,
  * once, and multiplies them with every strip. Packing reads an operand along its contiguous direction, once, so that
  * rows at strides of powers of two, which fall into the same cache sets, do no harm. It waits for memory more than it
  * moves, so what it reads next is prefetched, and so is C before a tile is added to it. bf16 is widened while packing.
  *
- * Sums of KC steps are added in C itself where that is f32 with unit column stride. Otherwise the strips are packed
+ * Sums of these steps are added in C itself where that is f32 with unit column stride. Otherwise the strips are packed
  * whole in k and an item's sums wait in a buffer. Either way the sum over k of an element runs in one order whatever
  * the item it belongs to: results do not depend on the number of threads.
  */
@@ -16,7 +16,7 @@
 #include "device/cpu/threads.h"
 
 enum {
-    KC = 512,                /* k steps of a panel */
+    KC = 768,                /* k steps of a panel, at most */
     LD = KC + 16,            /* floats of a panel's row: no multiple of 4096 bytes */
     PANEL = MICRO_ROWS * LD, /* floats of a panel */
     BM = 16 * MICRO_ROWS,    /* rows of an item, at most */
@@ -30,6 +30,7 @@ enum {
 /* How a product is cut. */
 typedef struct sizes {
     bool direct;                          /* sums are added in C */
+    int64_t kc;                           /* k steps of a panel: equal parts */
     int64_t kp, chunk;                    /* k steps and columns of B packed at once */
     int64_t strip;                        /* floats from one strip to the next */
     int64_t b_floats, a_floats, t_floats; /* shared packed B; a thread's A and C */
@@ -37,7 +38,8 @@ typedef struct sizes {
 
 static sizes gemm_sizes(const kern_gemm_desc *d) {
     sizes s = {.direct = d->c == DT_F32 && !d->bias && d->c_cs == 1 && (d->beta == 0 || d->beta == 1)};
-    s.kp = max64(s.direct ? min64(d->k, KC) : d->k, 1);
+    s.kc = max64(ceil_div(d->k, max64(ceil_div(d->k, KC), 1)), 1);
+    s.kp = s.direct ? s.kc : max64(d->k, 1);
     s.strip = s.kp * MICRO_LANES + 16;
     int64_t strips = max64(CHUNK_BYTES / 4 / s.strip, BN / MICRO_LANES);
     s.chunk = min64(strips * MICRO_LANES, round_up(max64(d->n, 1), MICRO_LANES));
@@ -197,8 +199,8 @@ INLINE void item(bool ab_bf, bool c_bf, const kern_gemm_desc *d, const sizes *s,
                  const void *bias, const block *i) {
     const int64_t m0 = row_of(d, i->p0), rows = row_of(d, i->p1) - m0;
     float *t = s->direct ? (float *)c + m0 * d->c_rs + i->n0 : i->tbuf;
-    for (int64_t k = 0; k < i->nk || k == 0; k += KC) {
-        const int64_t nk = min64(KC, i->nk - k);
+    for (int64_t k = 0; k < i->nk || k == 0; k += s->kc) {
+        const int64_t nk = min64(s->kc, i->nk - k);
         pack_a(ab_bf, d, a, i->p0, i->p1, i->k0 + k, nk, i->abuf);
         const bool first = i->k0 + k == 0 && !(s->direct && d->beta == 1);
         multiply(d, i, i->strip + k * MICRO_LANES, s->strip, nk, first, t, s->direct ? d->c_rs : BN);
