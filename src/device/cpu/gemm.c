@@ -33,12 +33,12 @@ static kern_gemm_desc transposed(const kern_gemm_desc *d) {
     return t;
 }
 
-/* Where ours is the faster (docs/kernels.md): gradients of narrow layers, A read by columns whose strides are multiples
- * of 4096 bytes. They fall into the same cache sets, and the library neither prefetches A nor the C it adds to. */
+/* Where ours is the faster (docs/kernels.md): gradients below 16 MiB in f32, A read by columns whose strides are
+ * multiples of 4096 bytes. They fall into the same cache sets, and the library neither prefetches A nor the C it adds
+ * to. */
 static bool ours(const kern_gemm_desc *d) {
-    const int64_t page = 1024;
-    return d->ab == DT_F32 && !d->nbatch && d->a_rs == 1 && d->a_cs % page == 0 && d->a_cs < 4 * page && d->m > 1 &&
-           d->b_cs == 1 && d->n <= page;
+    return d->ab == DT_F32 && !d->nbatch && d->m > 1 && d->a_rs == 1 && d->a_cs % (4096 / 4) == 0 && d->b_cs == 1 &&
+           d->m * d->n < (16 << 20) / 4;
 }
 
 sp_status kern_gemm_prepare(const kern_gemm_desc *d, kern_gemm **out) {
