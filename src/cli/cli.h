@@ -56,6 +56,7 @@ typedef struct cli_options {
     const char *mask_bytes;                           /* --set mask.bytes: a checked number; NULL: not given */
     const char *tile_bytes, *tile_rows; /* --set tile.bytes, tile.rows: checked numbers; NULL: not given */
     const char *fuse_policy;            /* --set fuse.policy */
+    const char *pages;                  /* --set exec.pages */
     const char *break_rule;             /* --set shard.break; NULL: none */
 } cli_options;
 

@@ -14,6 +14,11 @@ sp_status cli_supported(const cli_options *o) {
 
 int64_t cli_ranks(const cli_options *o) { return o->mesh_seq ? o->mesh_seq : o->ranks; }
 
+static exec_pages pages_of(const cli_options *o) {
+    if (o->command != CLI_TRAIN || strcmp(o->pages, "late") == 0) return EXEC_PAGES_LATE;
+    return strcmp(o->pages, "huge") == 0 ? EXEC_PAGES_HUGE : EXEC_PAGES_SMALL;
+}
+
 train_setup cli_setup(const cli_options *o, int ranks, int threads) {
     int64_t tile_bytes = 0, mask_bytes = 0;
     if (o->mask_bytes && parse_bytes(o->mask_bytes, &mask_bytes) != SP_OK) ASSERT(!"options.c checks it");
@@ -37,5 +42,6 @@ train_setup cli_setup(const cli_options *o, int ranks, int threads) {
                          .memory = o->memory,
                          .host_memory = o->host_memory,
                          .host_dir = o->out,
-                         .optimizer = o->command != CLI_CHECK};
+                         .optimizer = o->command != CLI_CHECK,
+                         .pages = pages_of(o)};
 }

@@ -114,6 +114,7 @@ static const struct {
     {"tile.bytes", "BYTES", NULL, AT(tile_bytes), "most that a tile takes; larger values are tiled"},
     {"tile.rows", "N", NULL, AT(tile_rows), "fewest rows of a rank in a tile; 256 by itself"},
     {"fuse.policy", "auto|on|off", "auto", AT(fuse_policy), "element-wise and row operations as generated kernels"},
+    {"exec.pages", "late|small|huge", "huge", AT(pages), "memory of parameters and moments: as touched, or at once"},
     {"shard.break", "OP", NULL, AT(break_rule), "break an op's layout rule, to see that check finds it"},
 };
 enum { NSETTINGS = sizeof settings / sizeof *settings };

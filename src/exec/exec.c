@@ -1,7 +1,6 @@
 /* exec.c - the arena, the call records, and the loop over them. */
 #include "exec/exec_impl.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -46,20 +45,6 @@ int64_t exec_workspace(void *ctx, const plan_instr *i) {
     int64_t bytes = o->dev->workspace(&c);
     free(tensors);
     return bytes;
-}
-
-static sp_status map_arena(exec *e) {
-    int64_t page = sysconf(_SC_PAGESIZE);
-    e->bytes = round_up(max64(e->p->memory.arena, 1), page);
-    void *m = mmap(NULL, (size_t)(e->bytes + page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
-    char text[24];
-    CHECK(m != MAP_FAILED, "cannot map the plan's arena of %s: %s; lower --memory, --seq or --batch",
-          human_bytes(e->bytes, text), strerror(errno));
-    e->base = m;
-    /* the page behind the arena may not be touched: what the kernel counts cannot be more than the plan by luck */
-    CHECK(mprotect(e->base + e->bytes, (size_t)page, PROT_NONE) == 0, "cannot guard the arena: %s", strerror(errno));
-    return SP_OK;
 }
 
 static void write_literals(exec *e) {
@@ -186,7 +171,7 @@ sp_status exec_new(const plan *p, const exec_options *o, exec **out) {
     *e = (exec){.p = p, .o = *o, .a = a};
     *out = e;
     sp_status s = compare_hash(e);
-    if (s == SP_OK) s = map_arena(e);
+    if (s == SP_OK) s = exec_map_arena(e);
     if (s == SP_OK) s = exec_map_host(e);
     if (s == SP_OK) write_literals(e);
 #ifdef _OPENMP
@@ -215,7 +200,7 @@ sp_status exec_new(const plan *p, const exec_options *o, exec **out) {
 void exec_free(exec *e) {
     if (!e) return;
     for (int g = 0; g < PROG_COUNT_OF; g++) release_list(e, e->calls[g], e->p->program[g].instrs.n);
-    if (e->base) munmap(e->base, (size_t)(e->bytes + sysconf(_SC_PAGESIZE)));
+    exec_unmap_arena(e);
     if (e->host) munmap(e->host, (size_t)e->host_bytes);
     arena_free(e->a);
 }

@@ -11,12 +11,20 @@
 
 typedef struct exec exec;
 
+/* When and how parameters, gradients and moments get their memory; activations get theirs when they are touched. */
+typedef enum exec_pages {
+    EXEC_PAGES_LATE,  /* when they are touched */
+    EXEC_PAGES_SMALL, /* at once: for runs that touch all of it */
+    EXEC_PAGES_HUGE   /* at once, in huge pages where the kernel has them */
+} exec_pages;
+
 typedef struct exec_options {
     const device *dev;
     comm *comm;  /* the mesh's one axis; its size is the plan's; borrowed */
     int threads; /* of this rank's kernels; >= 1 */
     /* Folder of the file behind the host arena (removed from the folder at once); NULL: TMPDIR, else /tmp. */
     const char *host_dir;
+    exec_pages pages;
 } exec_options;
 
 /* For plan_options: what the device's kernels need as workspace. ctx: an exec_options (dev and threads are read). */

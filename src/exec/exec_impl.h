@@ -28,6 +28,8 @@ struct exec {
     gen_fn *adamw;     /* the optimizer's step; NULL: the device's */
     char *base, *host; /* the arena; the arena of host copies, NULL: none */
     int64_t bytes, host_bytes;
+    char *map; /* the arena's mapping, which begins before it and ends behind it */
+    int64_t mapped;
     bool profile;
     bool fresh; /* no microbatch has run since exec_zero_grads */
     call *calls[PROG_COUNT_OF];
@@ -35,6 +37,9 @@ struct exec {
 
 comm *exec_comm(exec *e);
 
+/* pages.c: maps e->base for the plan's arena, zeroed. */
+sp_status exec_map_arena(exec *e) SP_NODISCARD;
+void exec_unmap_arena(exec *e);
 /* host.c: maps e->host for the plan's host copies, if it has any. */
 sp_status exec_map_host(exec *e) SP_NODISCARD;
 

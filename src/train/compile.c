@@ -112,7 +112,7 @@ static sp_status compile_into(const train_model *m, const train_setup *s, purpos
 }
 
 static sp_status compile(const train_model *m, const train_setup *s, purpose d, train_compiled *out) {
-    *out = (train_compiled){.dev = device_find(s->device), .host_dir = s->host_dir};
+    *out = (train_compiled){.dev = device_find(s->device), .host_dir = s->host_dir, .pages = s->pages};
     CHECK(out->dev, "this build has no device '%s'", s->device);
     if (out->dev == &device_cpu) TRY(cpu_runs_here());
     CHECK(s->compute != DT_F64 || strcmp(s->device, "ref") == 0, "--dtype f64 needs --device ref");
@@ -298,7 +298,7 @@ static sp_status load_weights(const train_model *m, exec *e) {
 sp_status train_load(const train_model *m, const train_compiled *p, comm *c, int threads, exec **out) {
     *out = NULL;
     TRY(check_inputs(p->plan));
-    exec_options o = {.dev = p->dev, .comm = c, .threads = threads, .host_dir = p->host_dir};
+    exec_options o = {.dev = p->dev, .comm = c, .threads = threads, .host_dir = p->host_dir, .pages = p->pages};
     exec *e;
     TRY(exec_new(p->plan, &o, &e));
     if (load_weights(m, e) != SP_OK) {

@@ -24,6 +24,7 @@ typedef struct train_setup {
     int64_t host_memory;                       /* bytes a rank for values moved to the host; 0: none */
     const char *host_dir;                      /* where their file goes; NULL: TMPDIR */
     bool optimizer;                            /* the plan holds AdamW's moments */
+    exec_pages pages;                          /* exec_options */
 } train_setup;
 
 typedef struct train_compiled {
@@ -35,6 +36,7 @@ typedef struct train_compiled {
     save_report save; /* what is kept and what is computed again */
     plan *plan;
     const char *host_dir; /* exec_options */
+    exec_pages pages;
 } train_compiled;
 
 /* Fills in what the export fixed and checks the rest against it; the passes' options. */
