@@ -110,7 +110,8 @@ static int operand(bench *b, dtype type, gen_role role) {
     b->t[i] = shaped(b, type, role, false, NULL);
     if (role == GEN_ELEMENTS) b->m.read++;
     b->m.bytes += bytes_of(&b->t[i]);
-    vec_push(memory, &b->k->in, ((gen_operand){.type = type, .step = role == GEN_ROW ? GEN_STILL : GEN_UNIT}));
+    gen_operand o = {.type = type, .step = role == GEN_ROW ? GEN_STILL : GEN_UNIT, .fixed = role == GEN_COLUMN};
+    vec_push(memory, &b->k->in, o);
     return gen_load(b->k, i);
 }
 

@@ -30,6 +30,7 @@ typedef struct gen_dialect {
     /* v<i> = operand arg[0]; arg[0] as `type` would hold it; the column's number; a number, the row's length, or text
      * of expr.def with v<j> in it. Rows' values are outside the columns and ALONE. */
     void (*load)(const gen_kernel *k, int i, int u, buf *out);
+    void (*reload)(const gen_kernel *k, int i, int u, buf *out); /* v<i> = what the first pass stored of it */
     void (*round)(const gen_kernel *k, int i, int u, buf *out);
     void (*index)(const gen_kernel *k, int i, int u, buf *out);
     void (*value)(const gen_kernel *k, int i, int u, const char *text, buf *out);

@@ -3,7 +3,8 @@
  * A value is a vector of columns (vf of device/cpu/vec.h, whose text stands in front of the kernels: one source of all
  * polynomials). Columns go in blocks of four vectors: the long chains of an exponential then run side by side, where
  * the processor's window holds too little of one after the other; and neighbours are read and written as pairs (bf16).
- * A kernel with several passes fetches the next row in its first, as it waits for memory only there.
+ * A kernel with several passes fetches the next row in its first, as it waits for memory only there; not of f32, where
+ * the processor's own fetching is early enough and this came in its way.
  *
  * Sums along a row are taken lane by lane, for each vector of a block apart, and then over vectors and lanes in a fixed
  * order, so they depend on the row and on the width of vectors alone. A kernel has no threads: it is called with its
@@ -53,7 +54,7 @@ static const char functions[] =
     "    return vfma(s * (1.f - s), d, s);\n"
     "}\n"
     "INLINE vf k_gelu_tanh_near(vf x) { /* the exponent's base is 2 */\n"
-    "    return x * vrcp_near(1.f + vexp2_near(x * vfma(x * x, vset(-0.10294324f), vset(-2.3022082f))));\n"
+    "    return x * vrcp_near(1.f + vexp2_rough(x * vfma(x * x, vset(-0.10294324f), vset(-2.3022082f))));\n"
     "}\n"
     "INLINE vf k_gelu_tanh_slope_near(vf x) {\n"
     "    vf z = x * x, s;\n"
@@ -67,12 +68,12 @@ static const char functions[] =
     "/* max(x, 0) - |x| Phi(-|x|): relative accuracy in both tails. Behind 16 the second term is 0. */\n"
     "INLINE vf k_gelu_near(vf x) {\n"
     "    vf y = vmin(vset(16.f), k_abs(x));\n"
-    "    vf e = vexp2_near(y * y * -0.72134752044448170f);\n"
+    "    vf e = vexp2_rough(y * y * -0.72134752044448170f);\n"
     "    return vfma(-y * e, vtail_near(y), vmax(vset(0), x));\n"
     "}\n"
     "/* Phi(x) + x phi(x), from its value w at -|x|: 1 - w at |x|. */\n"
     "INLINE vf k_gelu_slope_near(vf x) {\n"
-    "    vf y = k_abs(x), e = vexp2_near(x * x * -0.72134752044448170f);\n"
+    "    vf y = k_abs(x), e = vexp2_rough(x * x * -0.72134752044448170f);\n"
     "    vf w = e * vfma(y, vset(-0.39894228040143268f), vtail_near(y));\n"
     "    return vselect((vi)x < 0, w, 1.f - w);\n"
     "}\n"
@@ -185,11 +186,9 @@ static void open_columns(const gen_kernel *k, int pass, bool in_block, buf *out)
                "        c = c0;\n"
                "        for (; c + %d * VL <= c1; c += %d * VL) {\n",
                BLOCK, BLOCK);
-    for (int i = 0; i < k->in.n && pass == 0 && k->levels > 0; i++) {
-        const int size = (int)dtype_size(k->in.data[i].type);
-        if (k->in.data[i].step == GEN_UNIT)
-            buf_printf(out, "            k_ahead(x%d, q%d, c * %d, %d * VL * %d);\n", i, i, size, BLOCK, size);
-    }
+    for (int i = 0; i < k->in.n && pass == 0 && k->levels > 0; i++)
+        if (k->in.data[i].step == GEN_UNIT && !k->in.data[i].fixed && k->in.data[i].type == DT_BF16)
+            buf_printf(out, "            k_ahead(x%d, q%d, 2 * c, 2 * %d * VL);\n", i, i, BLOCK);
 }
 static void close_columns(buf *out) { buf_printf(out, "        }\n"); }
 
@@ -234,6 +233,18 @@ static void load(const gen_kernel *k, int i, int u, buf *out) {
         buf_printf(out, "get_part(%s, x%d, c, left, 0);\n", bf, x);
     else
         buf_printf(out, "k_gather(%s, x%d, a->step[%d], %s);\n", bf, x, x, column(u));
+}
+
+static void reload(const gen_kernel *k, int i, int u, buf *out) {
+    const int y = k->s.data[i].kept - 1;
+    const char *bf = is_bf16(k->out.data[y].type);
+    if (u == GEN_ALONE) {
+        name(k, i, u, out);
+        buf_printf(out, "get_part(%s, y%d, c, left, 0);\n", bf, y);
+    } else if (u % 2 == 0) {
+        names(k, i, u, out);
+        buf_printf(out, "vget2(%s, y%d, %s, &v%d_%d, &v%d_%d);\n", bf, y, first(u), i, u, i, u + 1);
+    }
 }
 
 static void round_to(const gen_kernel *k, int i, int u, buf *out) {
@@ -406,6 +417,7 @@ const gen_dialect gen_dialect_c = {.prelude = prelude,
                                    .open_columns = open_columns,
                                    .close_columns = close_columns,
                                    .load = load,
+                                   .reload = reload,
                                    .round = round_to,
                                    .index = index_of,
                                    .value = value,

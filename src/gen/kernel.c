@@ -106,10 +106,40 @@ static void sweep(gen_kernel *k) {
     for (int i = 0; i < k->out.n; i++) k->out.data[i].value = to[k->out.data[i].value];
 }
 
+/* Has memory the statement's very bits, once it is stored as this type? */
+static bool same_bits(const gen_stmt *s, dtype t) {
+    return s->kind == GEN_LOAD || s->kind == GEN_ROUND ? s->type == t : t == DT_F32;
+}
+
+/* Chooses the results that the first pass stores: all that could be, if later passes then load only what is the same in
+ * every row. */
+static void keep_first(gen_kernel *k) {
+    bool *needed = ARENA_ARRAY(k->a, bool, k->s.n + 1), any = false, safe = k->levels > 0;
+    for (int i = 0; i < k->s.n; i++) safe &= k->s.data[i].kind != GEN_PICK;
+    for (int i = 0; safe && i < k->out.n; i++) {
+        const gen_result *r = &k->out.data[i];
+        gen_stmt *s = &k->s.data[r->value];
+        if (r->store != GEN_STORE || r->step != GEN_UNIT || s->level > 0 || s->row || !same_bits(s, r->type)) continue;
+        s->kept = i + 1;
+        any = true;
+    }
+    for (int p = 1; any && safe && p <= k->levels; p++) {
+        gen_pass_needs(k, p, needed);
+        for (int i = 0; i < k->s.n; i++) {
+            const gen_stmt *s = &k->s.data[i];
+            safe &= !needed[i] || s->kept || s->kind != GEN_LOAD || k->in.data[s->arg[0]].fixed;
+        }
+    }
+    for (int i = 0; !safe && i < k->s.n; i++) k->s.data[i].kept = 0;
+}
+
+bool gen_stored_first(const gen_kernel *k, int i) { return k->s.data[k->out.data[i].value].kept == i + 1; }
+
 void gen_finish(gen_kernel *k) {
     sweep(k);
     for (int i = 0; i < k->s.n; i++)
         if (k->s.data[i].level > k->levels) k->levels = k->s.data[i].level;
+    keep_first(k);
     for (int i = 0; i < k->out.n; i++) k->columns += k->out.data[i].store >= GEN_COLUMNS;
     for (int i = 0; i < k->in.n; i++) k->labels |= k->in.data[i].labels;
     k->whole_rows = k->levels > 0 || k->columns > 0;
@@ -121,26 +151,28 @@ void gen_finish(gen_kernel *k) {
 }
 
 /* Adds the elements that needed ones are made of; rows' values are not elements. */
-static void elements_behind(const gen_kernel *k, bool *needed) {
+static void elements_behind(const gen_kernel *k, int pass, bool *needed) {
     for (int i = k->s.n - 1; i >= 0; i--) {
         const gen_stmt *s = &k->s.data[i];
         if (s->row) needed[i] = false;
+        if (s->kept && pass > 0) continue;
         for (int j = 0; needed[i] && s->kind != GEN_LOAD && j < s->nargs; j++) needed[s->arg[j]] = true;
     }
 }
 
 void gen_pass_needs(const gen_kernel *k, int pass, bool *needed) {
     memset(needed, 0, sizeof *needed * (size_t)k->s.n);
-    for (int i = 0; i < k->out.n && pass == k->levels; i++) needed[k->out.data[i].value] = true;
+    for (int i = 0; i < k->out.n; i++)
+        if (pass == (gen_stored_first(k, i) ? 0 : k->levels)) needed[k->out.data[i].value] = true;
     for (int i = 0; i < k->s.n; i++)
         if (gen_is_reduction(k->s.data[i].kind) && k->s.data[i].level == pass + 1) needed[k->s.data[i].arg[0]] = true;
-    elements_behind(k, needed);
+    elements_behind(k, pass, needed);
 }
 
 void gen_pick_needs(const gen_kernel *k, int pick, bool *needed) {
     memset(needed, 0, sizeof *needed * (size_t)k->s.n);
     needed[k->s.data[pick].arg[0]] = true;
-    elements_behind(k, needed);
+    elements_behind(k, 0, needed);
 }
 
 void gen_print(const gen_kernel *k, buf *out) {
@@ -151,7 +183,7 @@ void gen_print(const gen_kernel *k, buf *out) {
         buf_printf(out, "  %%%d = %s", i, s->kind == GEN_OP ? op_table[s->op].name : kind_name[s->kind]);
         if (s->kind == GEN_LOAD) {
             const gen_operand *x = &k->in.data[s->arg[0]];
-            buf_printf(out, " %d %s%s", s->arg[0], dtype_name(x->type), step[x->step]);
+            buf_printf(out, " %d %s%s%s", s->arg[0], dtype_name(x->type), step[x->step], x->fixed ? " fixed" : "");
             if (x->labels) buf_printf(out, " labels, or %lld", (long long)x->ignore);
         }
         if (s->kind == GEN_ROUND || ((s->kind == GEN_OP || s->kind == GEN_BELOW) && s->type == DT_BF16))

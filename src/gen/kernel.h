@@ -16,8 +16,10 @@
  *                               %9 = mul %2 %8         pass 1
  *                               store 0 %2; store 1 %9
  *
- * Elements are stored in the last pass only, after all loads of the same column: a result may lie in an operand's
- * place. Sums over rows (`column sums`: gradients of biases and of norms' weights) are results too.
+ * A result may lie in an operand's place, so elements are stored after the last load of the same column: in the last
+ * pass, but for those that wait for no reduction where later passes load nothing else that could lie there. These are
+ * stored in the first pass, and later ones read them (`kept`). Sums over rows (`column sums`: gradients of biases and
+ * of norms' weights) are results too.
  *
  * Plans hold kernels (plan/fuse.c makes them); `ref` interprets them (device/ref/fused.c); for `cpu` they are printed
  * in C and compiled (source.c, dialect_c.c, library.c). docs/fusion.md follows one from ops to C.
@@ -55,6 +57,7 @@ typedef struct gen_stmt {
     double value;
     bool row;  /* one value a row */
     int level; /* how many reductions it waits for */
+    int kept;  /* later passes read it from result kept - 1, which the first pass stored; 0: from its arguments */
 } gen_stmt;
 
 /* How an operand or result moves along a row. */
@@ -72,6 +75,7 @@ typedef enum gen_store {
 typedef struct gen_operand {
     dtype type;
     gen_step step;
+    bool fixed; /* the same in every row: no result lies in its place */
     bool labels;
     int64_t ignore;
 } gen_operand;
@@ -117,8 +121,10 @@ int gen_op3(gen_kernel *k, ir_op op, int x, int y, int z);
 int gen_op_for(gen_kernel *k, ir_op op, int n, const int *arg, dtype t);
 /* Levels, passes and the hash, once all results are there; statements that no result needs go. */
 void gen_finish(gen_kernel *k);
-/* needed[i]: pass p (0 .. levels) computes statement i for each column. */
+/* needed[i]: pass p (0 .. levels) computes, or reads again, statement i for each column. */
 void gen_pass_needs(const gen_kernel *k, int pass, bool *needed);
+/* Is result i stored by the first pass? Else by the last. */
+bool gen_stored_first(const gen_kernel *k, int i);
 /* The same for the one column of a GEN_PICK. */
 void gen_pick_needs(const gen_kernel *k, int pick, bool *needed);
 void gen_print(const gen_kernel *k, buf *out);

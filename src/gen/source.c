@@ -1,8 +1,8 @@
 /* source.c - kernels as source text: the walk over passes and statements, the same for every dialect.
  *
  * A row's statements (one value a row) stand before the pass of their level; then come the columns, with what this pass
- * needs of them and its reductions, written for a block of vectors and for one; stores come with the last pass, behind
- * all its loads.
+ * needs of them and its reductions, written for a block of vectors and for one; stores come behind all loads, with the
+ * last pass or the first.
  */
 #include "gen/dialect.h"
 
@@ -96,6 +96,11 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, int u, b
 
 static bool reduces(const gen_stmt *s, int level) { return gen_is_reduction(s->kind) && s->level == level; }
 
+/* Does pass p store elements of result i? */
+static bool stored_in(const gen_kernel *k, int i, int p) {
+    return k->out.data[i].step != GEN_STILL && p == (gen_stored_first(k, i) ? 0 : k->levels);
+}
+
 static void pick(const gen_dialect *d, const gen_kernel *k, int i, bool *needed, buf *out) {
     gen_pick_needs(k, i, needed);
     d->pick_open(k, i, out);
@@ -109,16 +114,20 @@ static void columns_of(const gen_dialect *d, const gen_kernel *k, int p, bool in
     const int from = in_block ? 0 : GEN_ALONE, to = in_block ? d->block : GEN_ALONE + 1;
     d->open_columns(k, p, in_block, out);
     for (int i = 0; i < k->s.n; i++)
-        for (int u = from; u < to && needed[i]; u++) statement(d, k, i, u, out);
+        for (int u = from; u < to && needed[i]; u++)
+            if (p > 0 && k->s.data[i].kept)
+                d->reload(k, i, u, out);
+            else
+                statement(d, k, i, u, out);
     for (int i = 0; i < k->s.n; i++)
         for (int u = from; u < to && reduces(&k->s.data[i], p + 1); u++) d->reduce(k, i, u, out);
-    for (int i = 0; p == k->levels && i < k->out.n; i++)
-        for (int u = from; u < to && k->out.data[i].step != GEN_STILL; u++) d->store(k, i, u, out);
+    for (int i = 0; i < k->out.n; i++)
+        for (int u = from; u < to && stored_in(k, i, p); u++) d->store(k, i, u, out);
     d->close_columns(out);
 }
 
 static void pass(const gen_dialect *d, const gen_kernel *k, int p, bool *needed, buf *out) {
-    bool columns = false, last = p == k->levels;
+    bool columns = false;
     for (int i = 0; i < k->s.n; i++) {
         const gen_stmt *s = &k->s.data[i];
         if (s->kind == GEN_PICK && s->level == p)
@@ -127,7 +136,7 @@ static void pass(const gen_dialect *d, const gen_kernel *k, int p, bool *needed,
             statement(d, k, i, GEN_ALONE, out);
         columns |= reduces(s, p + 1);
     }
-    for (int i = 0; last && i < k->out.n; i++) columns |= k->out.data[i].step != GEN_STILL;
+    for (int i = 0; i < k->out.n; i++) columns |= stored_in(k, i, p);
     if (!columns) return;
     for (int i = 0; i < k->s.n; i++)
         if (reduces(&k->s.data[i], p + 1)) d->reduce_open(k, i, out);

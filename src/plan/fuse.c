@@ -469,6 +469,17 @@ static gen_step step_of(const plan_tensor *t) {
     return s == 0 ? GEN_STILL : s == 1 ? GEN_UNIT : GEN_STRIDED;
 }
 
+/* Is it the same in every row of several? */
+static bool fixed(const plan_tensor *t) {
+    int64_t rows = 1;
+    bool still = true;
+    for (int d = 0; d + 1 < t->t.rank; d++) {
+        rows *= t->t.dim[d];
+        still &= t->t.stride[d] == 0;
+    }
+    return still && rows > 1;
+}
+
 /* The statements of member i's operands, of half h; value: those of all members' results. */
 static void operands(draft *d, int i, int h, int (*value)[2][IR_MAX_OUT], int *in) {
     const plan_instr *x = instr(d->f, d->g->member.data[i]);
@@ -488,7 +499,9 @@ static void statements(draft *d) {
     gen_kernel *k = d->k;
     int(*value)[2][IR_MAX_OUT] = arena_alloc(f->a, sizeof *value * (size_t)(d->g->member.n + 1)), results = 0;
     for (int i = 0; i < d->in.n; i++)
-        vec_push(k->a, &k->in, ((gen_operand){.type = d->in.data[i].t.type, .step = step_of(&d->in.data[i])}));
+        vec_push(k->a, &k->in,
+                 ((gen_operand){
+                     .type = d->in.data[i].t.type, .step = step_of(&d->in.data[i]), .fixed = fixed(&d->in.data[i])}));
     for (int i = 0; i < d->g->member.n; i++) {
         const plan_instr *x = instr(f, d->g->member.data[i]);
         int in[2][IR_MAX_OUT];

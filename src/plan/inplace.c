@@ -27,7 +27,7 @@ static bool may_overwrite(const plan_instr *i, int operand, int result) {
     if (i->op == OP_xent_grad) return operand == 0;
     if (i->op == OP_fused) /* both run along the kernel's whole space */
         return i->kernel->out.data[result].store == GEN_STORE && i->kernel->out.data[result].step == GEN_UNIT &&
-               i->kernel->in.data[operand].step == GEN_UNIT &&
+               i->kernel->in.data[operand].step == GEN_UNIT && !i->kernel->in.data[operand].fixed &&
                dtype_size(i->in[operand].t.type) == dtype_size(i->out[result].t.type);
     return i->op != OP_copy && (op_table[i->op].flags & F_ELT) != 0;
 }

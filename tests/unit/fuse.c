@@ -274,6 +274,142 @@ static void random_bf16(void **state) {
 
 enum { ROWS = 37, COLS = 100 };
 
+/* ---- results that are rounded to bf16 at once ---------------------------------------------------------- */
+
+static double normal_tail(double x) { return 0.5 * erfc(-x / sqrt(2)); }
+static double tanh_gate(double x) { return 1 / (1 + exp(-2 * sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+
+/* What the op is at x, its other operand 1. */
+static double exactly(ir_op op, double x) {
+    double s = 1 / (1 + exp(-x)), g = tanh_gate(x);
+    switch (op) {
+    case OP_sigmoid:
+        return s;
+    case OP_silu:
+    case OP_swiglu:
+        return x * s;
+    case OP_gelu:
+        return x * normal_tail(x);
+    case OP_gelu_tanh:
+        return x * g;
+    case OP_silu_grad:
+        return s + x * s / (1 + exp(x));
+    case OP_gelu_grad:
+        return normal_tail(x) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
+    default: /* gelu_tanh_grad */
+        return g + x * g * (1 - g) * 2 * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
+    }
+}
+
+/* Every bf16 between -2^16 and 2^16, against closed forms in f64: within 0.6 units of the result, which is rounded
+ * (0.5), and, for slopes, which have zeros, 2e-4. Tails of the normal distribution below 1e-12 are not held. */
+static void near_results(void **state) {
+    (void)state;
+    enum { N = 1 << 16 };
+    static const ir_op op[] = {OP_sigmoid,   OP_silu,      OP_swiglu,    OP_gelu,
+                               OP_gelu_tanh, OP_silu_grad, OP_gelu_grad, OP_gelu_tanh_grad};
+    enum { OPS = sizeof op / sizeof *op };
+    if (!gen_compiler()) skip();
+    arena *a = arena_new();
+    uint16_t *x = ARENA_ARRAY(a, uint16_t, N), *one = ARENA_ARRAY(a, uint16_t, N), *y = ARENA_ARRAY(a, uint16_t, N);
+    int64_t n = 0;
+    for (uint32_t h = 0; h < N; h++)
+        if ((h & 0x7fff) < 0x4780) x[n++] = (uint16_t)h;
+    for (int i = 0; i < n; i++) one[i] = 0x3f80;
+    gen_kernel *k[OPS];
+    gen_fn *fn[OPS];
+    for (int i = 0; i < OPS; i++) {
+        k[i] = gen_new(a);
+        vec_push(a, &k[i]->in, ((gen_operand){.type = DT_BF16, .step = GEN_UNIT}));
+        vec_push(a, &k[i]->in, ((gen_operand){.type = DT_BF16, .step = GEN_UNIT}));
+        int in[] = {gen_load(k[i], 0), gen_load(k[i], 1)};
+        int v = gen_round(k[i], gen_op_for(k[i], op[i], op_table[op[i]].nin, in, DT_BF16), DT_BF16);
+        vec_push(a, &k[i]->out, ((gen_result){.type = DT_BF16, .step = GEN_UNIT, .store = GEN_STORE, .value = v}));
+        gen_finish(k[i]);
+    }
+    if (gen_library(k, OPS, fn) != SP_OK) fail_msg("%s", err_text());
+    for (int i = 0; i < OPS; i++) {
+        tensor t[] = {{.data = x, .type = DT_BF16, .rank = 1, .dim = {n}, .stride = {1}}, {.data = one}, {.data = y}};
+        t[1].type = t[2].type = DT_BF16, t[1].rank = t[2].rank = 1;
+        t[1].dim[0] = t[2].dim[0] = n, t[1].stride[0] = t[2].stride[0] = 1;
+        dev_call c = {.op = OP_fused, .kernel = k[i], .code = fn[i], .nin = 2, .nout = 1, .in = t, .out = t + 2};
+        assert_int_equal(device_cpu.table[OP_fused](&c), SP_OK);
+        const bool slope = op[i] == OP_silu_grad || op[i] == OP_gelu_grad || op[i] == OP_gelu_tanh_grad;
+        for (int64_t j = 0; j < n; j++) {
+            double at = ref_get(&t[0], j), want = exactly(op[i], at), got = ref_get(&t[2], j);
+            double unit = want == 0 ? 0 : ldexp(1, ilogb(want) - 7);
+            if (!(fabs(got - want) <= 0.6 * unit + (slope ? 2e-4 : 1e-12)))
+                fail_msg("%s(%.9g) is %.9g, not %.9g", op_table[op[i]].name, at, got, want);
+        }
+    }
+    arena_free(a);
+}
+
+/* A sum and its layernorm, both results in the places of the sum's operands: the first pass stores the sum and later
+ * ones read it, which they may because they load nothing else but weights. Against the interpreter. */
+static void sums_are_kept(void **state) {
+    (void)state;
+    enum { WIDTH = 199, HEIGHT = 5 };
+    static const ir_node plain = {0};
+    if (!gen_compiler()) skip();
+    for (int which = 0; which < 3; which++) { /* f32; bf16; with weights that differ from row to row */
+        const dtype type = which == 1 ? DT_BF16 : DT_F32;
+        const bool fixed = which < 2;
+        arena *a = arena_new();
+        gen_kernel *k = gen_new(a);
+        uint64_t seed = 5;
+        tensor t[2][8];
+        sample s = {.k = k, .outer = 1, .dim = {HEIGHT, WIDTH}};
+        for (int i = 0; i < 8; i++) {
+            const bool weight = i == 2 || i == 3;
+            int64_t bytes;
+            t[0][i] = shaped(&s,
+                             i < 4 && !weight   ? type
+                             : i == 4 || i == 5 ? type
+                                                : DT_F32,
+                             i < 6 ? GEN_UNIT : GEN_STILL, weight && fixed, &seed);
+            if (!weight) t[0][i].stride[0] = i < 6 ? WIDTH : 1;
+            fill(&t[0][i], &seed, &bytes);
+            t[1][i] = t[0][i];
+            if (i == 4 || i == 5) t[0][i].data = t[0][i - 4].data; /* in place */
+            if (i >= 6) fill(&t[1][i], &seed, &bytes);
+            if (i < 4)
+                vec_push(a, &k->in, ((gen_operand){.type = t[0][i].type, .step = GEN_UNIT, .fixed = weight && fixed}));
+        }
+        int in[3] = {gen_round(k, gen_op2(k, OP_add, gen_load(k, 0), gen_load(k, 1)), type), gen_load(k, 2),
+                     gen_load(k, 3)};
+        int v[IR_MAX_OUT];
+        gen_member(k, OP_layernorm, &plain, 2, in, (dtype[]){type, DT_F32, DT_F32}, v);
+        vec_push(a, &k->out, ((gen_result){.type = type, .step = GEN_UNIT, .store = GEN_STORE, .value = in[0]}));
+        vec_push(a, &k->out, ((gen_result){.type = type, .step = GEN_UNIT, .store = GEN_STORE, .value = v[0]}));
+        for (int i = 1; i < 3; i++)
+            vec_push(a, &k->out, ((gen_result){.type = DT_F32, .step = GEN_STILL, .store = GEN_STORE, .value = v[i]}));
+        gen_finish(k);
+        assert_int_equal(gen_stored_first(k, 0), fixed);
+        gen_fn *fn;
+        if (gen_library(&k, 1, &fn) != SP_OK) fail_msg("%s", err_text());
+        for (int by = 1; by >= 0; by--) { /* the interpreter first: the code overwrites its operands */
+            dev_call c = {.op = OP_fused, .kernel = k, .nin = 4, .nout = 4, .in = t[by], .out = t[by] + 4};
+            if (!by) c.code = fn;
+            const device *d = by ? &device_ref : &device_cpu;
+            assert_int_equal(d->prepare(&c), SP_OK);
+            assert_int_equal(d->table[OP_fused](&c), SP_OK);
+            d->release(&c);
+        }
+        for (int i = 4; i < 8; i++)
+            for (int64_t j = 0; j < (i < 6 ? WIDTH * HEIGHT : HEIGHT); j++) {
+                double got = ref_get(&t[0][i], j), want = ref_get(&t[1][i], j);
+                if (!(fabs(got - want) <= (type == DT_BF16 ? 0.01 : 1e-5) * fmax(1, fabs(want))))
+                    fail_msg("%d: result %d at %d is %g, not %g", which, i - 4, (int)j, got, want);
+            }
+        for (int i = 0; i < 8; i++) {
+            if (i != 4 && i != 5) free(t[0][i].data);
+            if (i >= 4) free(t[1][i].data);
+        }
+        arena_free(a);
+    }
+}
+
 /* One kernel: operand 0 (and 1) of ROWS x COLS in, the values out. */
 static gen_kernel *kernel_of(arena *a, int nin) {
     gen_kernel *k = gen_new(a);
@@ -460,8 +596,9 @@ static void adamw(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(cross_entropy), cmocka_unit_test(adamw),      cmocka_unit_test(grouping_keeps_bits),
-        cmocka_unit_test(plans),         cmocka_unit_test(random_f32), cmocka_unit_test(random_bf16),
+        cmocka_unit_test(cross_entropy), cmocka_unit_test(adamw),         cmocka_unit_test(grouping_keeps_bits),
+        cmocka_unit_test(near_results),  cmocka_unit_test(sums_are_kept), cmocka_unit_test(plans),
+        cmocka_unit_test(random_f32),    cmocka_unit_test(random_bf16),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
