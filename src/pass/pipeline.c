@@ -57,8 +57,10 @@ static sp_status bounds(const ir_graph *before, const ir_graph *after, const pas
     const cost_machine *m = o->machine ? o->machine : &cpu;
     cost_step least = cost_graph(m, before), is = cost_graph(m, after);
     double step = is.forward + is.backward + is.again;
-    r->bound = fmin(fmin(r->bound, o->again_bound), r->again); /* a rule's plan may be outside the class */
-    r->step_bound = fmin(least.forward + least.backward + r->bound, step);
+    r->bound = fmin(r->bound, o->again_bound);
+    if (o->rule) r->bound = fmin(r->bound, r->again); /* another policy's plan may be outside the bound's class */
+    r->step_bound = least.forward + least.backward + r->bound;
+    if (o->rule) r->step_bound = fmin(r->step_bound, step);
     r->gap = step / r->step_bound - 1;
     return SP_OK;
 }
