@@ -182,7 +182,7 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
     case OP_softmax: { /* the bounds are for rows of -inf, which give 0: other rows' sums are 1 or more */
         int top = gen_op2(k, OP_max, gen_reduce(k, GEN_MAX, in[0]), gen_const(k, -3e38));
         int e = gen_exp_below(k, sub(k, in[0], top), type[0]);
-        int total = gen_op2(k, OP_max, gen_reduce(k, GEN_SUM, e), gen_const(k, 1e-30));
+        int total = gen_op2(k, OP_max, gen_reduce(k, GEN_EXP_SUM, in[0]), gen_const(k, 1e-30));
         value[0] = mul(k, e, gen_op1(k, OP_recip, total));
         break;
     }

@@ -105,9 +105,10 @@ INLINE void loss_bwd_row(bool bf, int64_t r, int64_t v, const void *logits, int6
         return;
     }
     const float g = dloss[r * dloss_stride], shift = lse[r], at_label = sget(bf, x, labels[r]);
-    int64_t j = 0;
-    for (; j + VL <= v; j += VL) vput(bf, dx, j, vexp(vget(bf, x, j) - shift) * g);
-    if (j < v) vput_n(bf, dx, j, v - j, vexp(vget_n(bf, x, j, v - j, 0) - shift) * g);
+    EACH_VECTOR(j, 0, v, {
+        const vf t = (get_part(bf, x, j, left, 0) - shift) * 1.44269504088896340736f;
+        put_part(bf, dx, j, left, (bf ? vexp2_near(t) : vexp2_neg(t)) * g);
+    });
     sput(bf, dx, labels[r], (expf(at_label - shift) - 1) * g);
 }
 

@@ -455,6 +455,7 @@ enum { VEXP_BLOCK = 4 };
 typedef struct vexp_sum {
     vf sum[VEXP_BLOCK];
     float top, shift;
+    bool far; /* top is too large for its product with log2 e: differences are taken, and shift is 0 */
 } vexp_sum;
 
 INLINE vexp_sum vexp_sum_start(void) { return (vexp_sum){.top = -INFINITY}; }
@@ -465,24 +466,31 @@ INLINE vexp_sum vexp_sum_add(vexp_sum s, const vf *x, int n) {
 #pragma GCC unroll 4
     for (int i = 1; i < n; i++) most = vmax(most, x[i]);
     if (__builtin_expect(vany_above(most, s.top), 0)) {
-        const float top = vmaxlane(most), shift = top * log2e;
-        const float whole = shift > 3e38f ? 3e38f : shift < -3e38f ? -3e38f : rintf(shift);
-        const vf less = s.top == -INFINITY ? vset(0) : vexp2_neg(vset(s.shift - whole));
+        const float top = vmaxlane(most);
+        const bool far = top > 1e30f || top < -1e30f; /* what was summed before top became so, or was so, is nothing */
+        const float shift = far ? 0 : rintf(top * log2e);
+        const vf less = far || s.far || s.top == -INFINITY ? vset(0) : vexp2_neg(vset(s.shift - shift));
 #pragma GCC unroll 4
         for (int i = 0; i < VEXP_BLOCK; i++) s.sum[i] *= less;
-        s.top = top, s.shift = whole;
+        s.top = top, s.shift = shift, s.far = far;
+    }
+    vf t[VEXP_BLOCK];
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) t[i] = vfma(x[i], vset(log2e), vset(-s.shift));
+    if (__builtin_expect(s.far, 0)) {
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) t[i] = (x[i] - s.top) * log2e;
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < n; i++) s.sum[i] += vexp2_term(vfma(x[i], vset(log2e), vset(-s.shift)));
+    for (int i = 0; i < n; i++) s.sum[i] += vexp2_term(t[i]);
     return s;
 }
-/* 1 or more, 0 when all were -inf, NaN when one was. Where x log2 e overflows, what is not top is too far from it. */
+/* 1 or more, 0 when all were -inf, NaN when one was. */
 INLINE float vexp_sum_end(vexp_sum s) {
-    const vf back = vfma(vset(s.top), vset(-1.44269504088896340736f), vset(s.shift));
-    const vf sum = (s.sum[0] + s.sum[1]) + (s.sum[2] + s.sum[3]);
-    const float total = vsum(sum) * vexp2_neg(back)[0];
-    if (s.top == -INFINITY) return vsum(sum);
-    return total < 1 || s.top > 2e38f || s.top < -2e38f ? 1 : total;
+    float total = vsum((s.sum[0] + s.sum[1]) + (s.sum[2] + s.sum[3]));
+    if (s.top == -INFINITY) return total;
+    if (!s.far) total *= vexp2_neg(vfma(vset(s.top), vset(-1.44269504088896340736f), vset(s.shift)))[0];
+    return total < 1 ? 1 : total;
 }
 
 /* ---- for results that are rounded to bf16 next, whose half unit is 2e-3 ---- */
