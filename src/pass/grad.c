@@ -368,7 +368,6 @@ static ir_val dot_side(ir_graph *g, const ir_node *n, ir_val dy, int side) {
             oc[k++] = d;
         }
     ASSERT(k == other_free);
-    dy = ir_cast(g, dy, other.t); /* logits: an f32 cotangent of bf16 operands */
     ir_val r = ir_op2(g, OP_dot, dy, n->in[1 - side],
                       ATTRS(A_D("lc", k, yc), A_D("rc", k, oc), A_D("lb", nb, yb), A_D("rb", nb, ob)));
     /* r: batch, my free, then the contracted dimensions in the order that they have in the other operand */
@@ -389,8 +388,9 @@ static ir_val dot_side(ir_graph *g, const ir_node *n, ir_val dy, int side) {
 
 GRAD(dot) {
     UNUSED;
+    ir_val dy = ir_cast(g, DY, TYPE(X)->t); /* logits: an f32 cotangent of bf16 operands; once for both products */
     for (int side = 0; side < 2; side++)
-        if (need[side]) din[side] = dot_side(g, n, DY, side);
+        if (need[side]) din[side] = dot_side(g, n, dy, side);
     return SP_OK;
 }
 

@@ -172,6 +172,10 @@ static void roll_back(growth *s, int n) {
     while (s->list.n > n) s->t->member[s->list.data[--s->list.n]] = 0;
 }
 
+/* Is it a view of its operand? Or, in the loss head, its operand in another type: the same rows, and what is made of
+ * them. */
+static bool shows(const growth *s, const ir_node *n) { return is_view(n) || (s->loss && n->op == OP_cast); }
+
 /* Brings v's maker and all its readers in, and those of the views through which they see it. */
 static bool make_inner(growth *s, ir_val v) {
     tiler *t = s->t;
@@ -181,7 +185,7 @@ static bool make_inner(growth *s, ir_val v) {
     bool known = in_set(s, maker);
     if (!add_node(s, maker)) return false;
     const ir_node *n = &g->nodes.data[maker];
-    if (is_view(n) && !known && !make_inner(s, n->in[0])) return false;
+    if (shows(s, n) && !known && !make_inner(s, n->in[0])) return false;
     for (int u = t->first_user[v]; u < t->first_user[v + 1]; u++) {
         const ir_node *reader = &g->nodes.data[t->user[u]];
         bool there = in_set(s, t->user[u]);
@@ -324,16 +328,24 @@ static bool mixes(const tiler *t, const tile_region *r) {
     return forward && backward;
 }
 
+static bool reads_output(const tile_region *r, const ir_node *n) {
+    for (int k = 0; k < n->nin; k++)
+        if (holds(r->outputs.data, r->outputs.n, n->in[k])) return true;
+    return false;
+}
+
 /* Inputs of `now` that were alive while `before` ran (up to place `last`) although it did not read them: they cost
- * nothing. (Before `save` all that the backward reads is alive, which says nothing.) */
-static int64_t alive_anyway(const tiler *t, const tile_region *before, const tile_region *now, int last) {
+ * nothing. Before `save`, in the loss head, what the backward reads later says nothing, for it may run again by then;
+ * but what is read together with the region's results must be there. */
+static int64_t alive_anyway(const growth *s, const tile_region *before, const tile_region *now, int last) {
+    const tiler *t = s->t;
     const ir_graph *g = t->g;
     int64_t sum = 0;
     for (int i = 0; i < now->inputs.n; i++) {
         ir_val v = now->inputs.data[i];
         if (holds(before->inputs.data, before->inputs.n, v) || t->pos[g->values.data[v].node] > last) continue;
         for (int u = t->first_user[v]; u < t->first_user[v + 1]; u++)
-            if (t->pos[t->user[u]] > last) {
+            if (t->pos[t->user[u]] > last && (!s->loss || reads_output(before, &g->nodes.data[t->user[u]]))) {
                 sum += t->bytes[v];
                 break;
             }
@@ -357,7 +369,7 @@ static void absorb(growth *s, ir_val seed) {
             bool product = false;
             for (int x = before; x < s->list.n; x++) product |= g->nodes.data[s->list.data[x]].op == OP_dot;
             tile_region after = border(s);
-            int64_t cost = after.boundary - (s->loss ? 0 : alive_anyway(t, &r, &after, last));
+            int64_t cost = after.boundary - alive_anyway(s, &r, &after, last);
             if (cost < r.boundary || (!product && cost <= r.boundary + r.boundary / 64))
                 r = after;
             else

@@ -318,6 +318,44 @@ static void a_tiled_loss_leaves_the_last_layer_whole(void **state) {
     free(r.segment);
 }
 
+/* Casts of values as wide as the vocabulary, and the loop of the loss head; NULL when it is not tiled. */
+static int wide_casts(const ir_graph *g, int vocab, const ir_graph **head) {
+    int n = 0;
+    for (int i = 0; i < g->nodes.n; i++) {
+        const ir_node *x = &g->nodes.data[i];
+        const ir_type *t = x->nout ? ir_typeof(g, x->out[0]) : NULL;
+        if (x->op == OP_loop && !x->tag) n += wide_casts(*head = x->region, vocab, head);
+        n += x->op == OP_cast && t->rank == 3 && t->dim[2] == vocab;
+    }
+    return n;
+}
+
+/* In bf16 the logits' gradient is cast once for both of its products. And the head's loop makes the final norm and its
+ * gradient: their operand is there anyway, so the norm's result, and its copy in bf16, need not be. */
+static void the_heads_gradient_is_cast_once(void **state) {
+    (void)state;
+    static const char *const tiles[] = {"off", "loss"};
+    cost_machine m = machine();
+    for (int i = 0; i < 2; i++) {
+        arena *a = arena_new();
+        char *text = decoder(&wide);
+        ir_graph *g, *joint;
+        const ir_graph *head = NULL;
+        if (ir_parse(a, text, "decoder", &g) != SP_OK) fail_msg("%s", err_text());
+        free(text);
+        pass_options o = {.batch = 1, .seq = 1024, .ranks = 1, .compute = DT_BF16, .machine = &m, .save_policy = "all"};
+        o.tile_policy = tiles[i];
+        if (pass_pipeline(g, &o, NULL, NULL, &joint) != SP_OK) fail_msg("%s", err_text());
+        assert_int_equal(wide_casts(joint, wide.vocab, &head), 1);
+        assert_true((head != NULL) == (i == 1));
+        int norms = 0;
+        for (int k = 0; head && k < head->nodes.n; k++)
+            norms += head->nodes.data[k].op == OP_rmsnorm || head->nodes.data[k].op == OP_rmsnorm_grad;
+        assert_int_equal(norms, 2 * i);
+        arena_free(a);
+    }
+}
+
 /* The first layer's input is an embedding, cheap to make again: the leanest plan keeps none of it. */
 static void the_first_layers_input_may_run_again(void **state) {
     (void)state;
@@ -634,6 +672,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layers_are_segments),
         cmocka_unit_test(a_tiled_loss_leaves_the_last_layer_whole),
+        cmocka_unit_test(the_heads_gradient_is_cast_once),
         cmocka_unit_test(the_first_layers_input_may_run_again),
         cmocka_unit_test(no_other_policy_is_faster_with_its_own_bytes),
         cmocka_unit_test(gradients_are_equal_bit_by_bit),
