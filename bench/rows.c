@@ -9,9 +9,13 @@
  * same run, in turns with it: a loop that reads as many arrays and writes as many, as many of them in place, adding
  * what it reads. It uses ordinary stores, so a store to a line that is not in cache reads the line first, for the bound
  * as for the kernel; `of best` is the share of the highest bandwidth of any such loop. Shares below 70 % are marked.
- * `cpu` takes processors' time over the number of threads instead of the clock (bench/kernels.c).
+ * Kernels of exponentials and of dropout have a second bound, their arithmetic: what the exponentials of a term of a
+ * sum and of a numerator (as exact as the type wants them), or Philox, take from registers alone, on all threads in the
+ * same run; the last column is the share of that. `cpu` takes processors' time over the number of threads instead of
+ * the clock (bench/kernels.c).
  */
 #include "device/cpu/cpu.h"
+#include "device/cpu/keep.h"
 #include "device/cpu/rows.h"
 
 #include <stdlib.h>
@@ -61,8 +65,11 @@ static void stream(const traffic *m, int64_t n) {
 
 /* ---- a kernel ---------------------------------------------------------------------------------------- */
 
+enum { TERM = 1, NUMERATOR = 2, KEEP = 4 }; /* what an element takes */
+
 typedef struct bench {
     const char *name;
+    int takes;
     int64_t rows, cols;
     void (*run)(struct bench *b); /* NULL: generated */
     traffic m;
@@ -220,6 +227,7 @@ static void elements(dtype t) {
     simple("swiglu gradient", OP_swiglu_grad, t, ROWS, COLS, 3, 2, both);
     simple("sum", OP_add, t, ROWS, COLS, 2, 1, both);
     simple("softmax", OP_softmax, t, ROWS, COLS, 1, 1, both);
+    all[count - 1].takes = TERM | NUMERATOR;
     simple("softmax gradient", OP_softmax_grad, t, ROWS, COLS, 2, 1, dy);
 }
 
@@ -229,6 +237,7 @@ static void losses(dtype t) {
     for (int what = 0; what < 3; what++) {
         bench *b = add(name[what], t, 512, VOCAB);
         int in[4] = {operand(b, t, GEN_ELEMENTS), operand(b, DT_I64, GEN_ROW)}, v[2] = {-1, -1};
+        b->takes = what == 0 ? TERM : what == 1 ? NUMERATOR : TERM | NUMERATOR;
         if (what == 1) in[2] = operand(b, DT_F32, GEN_ROW);
         in[3] = what ? operand(b, DT_F32, GEN_ROW) : 0;
         b->t[1].data = ids;
@@ -375,13 +384,49 @@ static void others(dtype t) {
     by_hand("permute, heads first", t, 16384, HEADS * HEAD, run_heads_first, 2 * wide, 1, 1, 0);
     by_hand("transpose", t, 16384, 768, run_transpose, 2 * wide, 1, 1, 0);
     by_hand("dropout", t, 16384, 768, run_dropout, 2 * wide, 1, 1, 1);
+    all[count - 1].takes = KEEP;
     by_hand("embedding", t, 16384, 768, run_embed, 2 * wide, 1, 1, 0);
     by_hand("embedding gradient", t, 16384, 768, run_embed_grad, wide + 8 * rows * 768, 2, 1, 1);
     by_hand("cross-entropy by hand", t, 512, VOCAB, run_xent, logits, 1, 0, 0);
+    all[count - 1].takes = TERM;
     by_hand("its gradient by hand", t, 512, VOCAB, run_xent_grad, 2 * logits, 1, 1, 1);
+    all[count - 1].takes = NUMERATOR;
     if (t != DT_F32) return;
     by_hand("adamw by hand", t, 8192, 3072, run_adamw, 7.0 * 4 * 8192 * 3072, 4, 3, 3);
     by_hand("gradients' norm", t, 8192, 3072, run_norm, 4.0 * 8192 * 3072, 1, 0, 0);
+}
+
+/* ---- arithmetic ------------------------------------------------------------------------------------------ */
+
+/* Seconds an element takes from registers alone, all threads together. */
+static double arithmetic(int what, dtype t) {
+    enum { ROUNDS = 40000, VECTORS = 4 };
+    double best = 1e9;
+    for (int r = 0; r < REPS; r++) {
+        double begin = clock_s();
+#pragma omp parallel
+        {
+            const keep_state k = keep_start(1, 2, 3, 1 << 20);
+            vf s[VECTORS] = {{0}};
+            uint64_t bits[KEEP_WORDS] = {0}, sum = 0;
+            for (int i = 0; i < ROUNDS; i++) {
+                if (what == KEEP) {
+                    keep_some(&k, (uint64_t)i * KEEP_WORDS, bits);
+                    sum += bits[0];
+                    continue;
+                }
+                const vf x = vset(-1e-4f * (float)i);
+                for (int u = 0; u < VECTORS; u++) {
+                    const vf y = x - (float)u;
+                    s[u] += what == TERM ? vexp2_term(y) : t == DT_BF16 ? vexp2_near(y) : vexp2_neg(y);
+                }
+            }
+            if (vsum(s[0] + s[1] + s[2] + s[3]) == 1.25f || sum == 1) abort();
+        }
+        double time = clock_s() - begin;
+        if (time < best) best = time;
+    }
+    return best / (ROUNDS * (what == KEEP ? 64.0 * KEEP_WORDS : VECTORS * VL) * threads);
 }
 
 /* ---- the table --------------------------------------------------------------------------------------- */
@@ -402,10 +447,15 @@ static void measure(bench *b) {
     qsort(sample, REPS, sizeof *sample, by_value);
     qsort(bound, REPS, sizeof *bound, by_value);
     double rate = b->m.bytes / sample[REPS / 2], limit = bound_bytes / bound[REPS / 2];
-    printf("%-30s %-5s %6d x %-6d %9.3f ms %6.1f GB/s  %3d %3d %3d %6.1f GB/s %5.0f %% %5.0f %%%s\n", b->name,
+    printf("%-30s %-5s %6d x %-6d %9.3f ms %6.1f GB/s  %3d %3d %3d %6.1f GB/s %5.0f %% %5.0f %%%s", b->name,
            dtype_name(b->type), (int)b->rows, (int)b->cols, 1e3 * sample[REPS / 2], 1e-9 * rate, b->m.read,
            b->m.written, b->m.in_place, 1e-9 * limit, 100 * rate / limit, 100 * rate / best_rate,
            rate < 0.7 * limit ? "  < 70 %" : "");
+    double least = 0;
+    for (int what = TERM; what <= KEEP; what *= 2)
+        if (b->takes & what) least += (double)(b->rows * b->cols) * arithmetic(what, b->type);
+    if (least > 0) printf("  arithmetic %.0f %%", 100 * least / sample[REPS / 2]);
+    printf("\n");
     fflush(stdout);
 }
 

@@ -455,7 +455,7 @@ enum { VEXP_BLOCK = 4 };
 typedef struct vexp_sum {
     vf sum[VEXP_BLOCK];
     float top, shift;
-    bool far; /* top is too large for its product with log2 e: differences are taken, and shift is 0 */
+    bool far; /* top is too large for its product with log2 e, or products are rounded: differences are taken */
 } vexp_sum;
 
 INLINE vexp_sum vexp_sum_start(void) { return (vexp_sum){.top = -INFINITY}; }
@@ -466,13 +466,17 @@ INLINE vexp_sum vexp_sum_add(vexp_sum s, const vf *x, int n) {
 #pragma GCC unroll 4
     for (int i = 1; i < n; i++) most = vmax(most, x[i]);
     if (__builtin_expect(vany_above(most, s.top), 0)) {
-        const float top = vmaxlane(most);
+        const float top = vmaxlane(most), shift = rintf(top * log2e);
+#if defined(__AVX512F__) || defined(__FMA__)
         const bool far = top > 1e30f || top < -1e30f; /* what was summed before top became so, or was so, is nothing */
-        const float shift = far ? 0 : rintf(top * log2e);
-        const vf less = far || s.far || s.top == -INFINITY ? vset(0) : vexp2_neg(vset(s.shift - shift));
+#else
+        const bool far = true;
+#endif
+        vf less = vset(0);
+        if (far == s.far && s.top != -INFINITY) less = vexp2_neg(vset(far ? (s.top - top) * log2e : s.shift - shift));
 #pragma GCC unroll 4
         for (int i = 0; i < VEXP_BLOCK; i++) s.sum[i] *= less;
-        s.top = top, s.shift = shift, s.far = far;
+        s.top = top, s.shift = far ? 0 : shift, s.far = far;
     }
     vf t[VEXP_BLOCK];
 #pragma GCC unroll 4
