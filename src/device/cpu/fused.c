@@ -40,13 +40,15 @@ static gen_args args_of(const dev_call *c) {
     return a;
 }
 
-/* out[c] = or += the chunks' sums, first chunk first. */
+/* out[c] = or += the chunks' sums, first chunk first; a vector of columns at a time, which the sums are padded to. */
 static void add_chunks(const gen_args *a, const gen_result *r, void *out, const float *sums, int64_t chunks,
                        int64_t apart) {
-    for (int64_t c = 0; c < a->cols; c++) {
-        float s = r->store == GEN_COLUMNS_ADD ? sget(r->type == DT_BF16, out, c) : 0;
-        for (int64_t k = 0; k < chunks; k++) s += sums[k * apart + c];
-        sput(r->type == DT_BF16, out, c, s);
+    const bool bf = r->type == DT_BF16;
+    for (int64_t c = 0; c < a->cols; c += VL) {
+        const int64_t left = a->cols - c;
+        vf s = r->store == GEN_COLUMNS_ADD ? get_part(bf, out, c, left, 0) : vset(0);
+        for (int64_t k = 0; k < chunks; k++) s += vld(sums + k * apart + c);
+        put_part(bf, out, c, left, s);
     }
 }
 
