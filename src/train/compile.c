@@ -45,7 +45,8 @@ static bool ours(const train_setup *s) { return !s->save_policy || strcmp(s->sav
 /* What a compilation is for, beside what the user asked for. */
 typedef struct purpose {
     bool fuse;
-    bool least; /* in place of policy `budget` its leanest plan, or any that fits s->memory */
+    bool least; /* in place of policy `budget` its leanest plan */
+    bool any;   /* with `least`: or any that fits s->memory */
     bool bytes; /* with `least`: only what that takes (c->save.arena), no plan */
     int tiling; /* pass_options */
 } purpose;
@@ -63,7 +64,7 @@ static sp_status compile_with(const train_model *m, const train_setup *s, purpos
     passes.lower = &po; /* what a plan really takes depends on the device */
     if (d.least) {
         passes.save_policy = "least";
-        passes.enough = d.tiling ? 0 : s->memory; /* under known tiles exactly what it takes: lengths are found by it */
+        passes.enough = d.any ? s->memory : 0;
         passes.tiling = d.tiling;
     }
     TRY(pass_pipeline(&forward, &passes, NULL, NULL, &joint));
@@ -144,11 +145,12 @@ static search search_of(const train_model *m, const train_setup *s) {
     return (search){.m = m, .s = s, .shortest = round_up(m->is_text ? 1 : max64(m->import.seq_min, 1), s->ranks)};
 }
 
-static length try_length(search *x, int64_t seq) {
+/* any: what some plan that fits takes will do, until tiles are known. */
+static length try_length(search *x, int64_t seq, bool any) {
     train_compiled c;
     train_setup t = *x->s;
     length l = {.seq = seq};
-    purpose d = {.least = ours(&t), .bytes = ours(&t), .tiling = x->tiling};
+    purpose d = {.least = ours(&t), .bytes = ours(&t), .any = any && !x->tiling, .tiling = x->tiling};
     t.seq = seq;
     t.run = false;
     if (compile(x->m, &t, d, &c) != SP_OK) return l;
@@ -187,7 +189,7 @@ static void longest(search *x, length last, int64_t part) {
         n = max64(max64(n / step * step, x->low.seq + step), x->shortest);
         n = min64(n, x->high.seq ? x->high.seq - step : top / step * step);
         if (n <= x->low.seq || n < x->shortest) break;
-        length l = try_length(x, n);
+        length l = try_length(x, n, true);
         last = x->low;
         if (l.bytes && l.bytes <= x->s->memory)
             x->low = l;
@@ -198,12 +200,18 @@ static void longest(search *x, length last, int64_t part) {
 
 sp_status train_longest(const train_model *m, const train_setup *s, int64_t *best) {
     search x = search_of(m, s);
-    length first = try_length(&x, max64(64 * s->ranks, x.shortest)), last = x.low;
+    length first = try_length(&x, max64(64 * s->ranks, x.shortest), true), none = x.low;
     if (first.bytes && first.bytes <= s->memory)
         x.low = first;
     else
         x.high = first;
-    longest(&x, last, 256);
+    longest(&x, none, ours(s) ? 256 : 1024);
+    if (x.low.seq && ours(s)) { /* the tiles that fit a short length need not be the leanest for this one */
+        x.tiling = 0;
+        x.low = try_length(&x, x.low.seq, false);
+        x.high = (length){0};
+        longest(&x, none, 1024);
+    }
     *best = x.low.seq;
     if (*best) return SP_OK;
     train_compiled c;
@@ -244,7 +252,7 @@ static sp_status refuse(const train_model *m, const train_setup *s, train_compil
 /* Does the leanest plan fit? */
 static sp_status feasible(const train_model *m, const train_setup *s) {
     train_compiled c;
-    purpose d = {.least = true, .bytes = true};
+    purpose d = {.least = true, .any = true, .bytes = true};
     TRY(compile(m, s, d, &c));
     bool fits = c.save.arena <= s->memory;
     d.bytes = false;
