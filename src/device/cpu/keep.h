@@ -1,6 +1,6 @@
 /* keep.h - which elements dropout keeps, 64 at a time: bit i of word w is about element 64 w + i (philox.h).
  *
- * A block of Philox makes four numbers, so a word is 16 blocks, side by side in a vector's lanes.
+ * A block of Philox makes four numbers, so a word is 16 blocks, side by side in vectors' lanes.
  */
 #ifndef AUTOSP_DEVICE_CPU_KEEP_H
 #define AUTOSP_DEVICE_CPU_KEEP_H
