@@ -197,8 +197,8 @@ static void add_op(maker *b, int node, bool backward) {
     for (int j = 0; j < n->nin; j++) in[j] = ref(b, n->in[j]);
     for (int j = 0; j < n->nout; j++) {
         ir_val v = n->out[j], r = m->root[v];
-        uint32_t f = m->kind[v] == KIND_FREE ? REMAT_FREE : 0;
-        bool view = r != v && !f;
+        uint32_t f = m->kind[v] == KIND_FREE ? REMAT_FREE : m->kind[r] == KIND_WEIGHT ? REMAT_STAY : 0;
+        bool view = r != v && !(f & REMAT_FREE);
         if (m->kind[v] == KIND_ACT && b->boundary[v]) f |= REMAT_OUT;
         if (m->kind[v] == KIND_ACT && b->forced[v]) f |= REMAT_SAVE;
         if (m->kind[v] == KIND_BACK && b->far[v] >= 0) f |= REMAT_OUT;

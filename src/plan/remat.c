@@ -509,7 +509,7 @@ sp_status remat_front(arena *a, const remat_seg *s, int cap, remat_plans *out) {
 static int cand_bytes(const remat_seg *s, const remat_plan *p, cand *c) {
     int n = 0;
     for (int v = 0; v < s->nval; v++)
-        if (p->saved[v] == REMAT_DEVICE && s->val[v].bytes > 0 && !(s->val[v].flags & REMAT_SAVE))
+        if (p->saved[v] == REMAT_DEVICE && s->val[v].bytes > 0 && !(s->val[v].flags & (REMAT_SAVE | REMAT_STAY)))
             c[n++] = (cand){v, (double)s->val[v].bytes};
     qsort(c, (size_t)n, sizeof *c, cand_cmp);
     return n;

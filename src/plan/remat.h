@@ -31,7 +31,8 @@ enum {                   /* of a value */
        REMAT_NOSAVE = 8, /* must not be saved */
        REMAT_OUT =
            16, /* alive at the end of the forward (the next boundary) or of the backward (the gradient of ours) */
-       REMAT_GRAD_IN = 32 /* alive when the backward starts: the gradient of the next boundary */
+       REMAT_GRAD_IN = 32, /* alive when the backward starts: the gradient of the next boundary */
+       REMAT_STAY = 64     /* never moved to the host: each segment that reads it makes its own */
 };
 
 typedef struct remat_val {

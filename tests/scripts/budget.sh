@@ -146,6 +146,9 @@ least=$(sed -n 's/.*least feasible budget is [^(]*(\([0-9]*\) bytes).*/\1/p' "$d
 # shellcheck disable=SC2086
 "$autosp" $train --memory "$least" --host-memory 4MiB --metrics "$dir/host.jsonl" 2>"$dir/stderr" || complain "it failed"
 [ "$(field "$dir/host.jsonl" 2 planned_host_bytes)" -gt 0 ] || complain "nothing moves to the host"
+# What is computed from parameters only is made in each segment that reads it, and never moves.
+refused 1 "is too small" plan "$2/tests/fixtures/operators.pt2" --seq 512 --ranks 2 --memory 1KiB --host-memory 64MiB \
+    --set tile.policy=off
 [ "$(field "$dir/host.jsonl" 2 planned_host_bytes)" = "$(field "$dir/host.jsonl" 2 measured_host_bytes)" ] || complain "host bytes differ"
 for run in $runs host; do
     planned=$(field "$dir/$run.jsonl" 2 planned_peak_bytes) measured=$(field "$dir/$run.jsonl" 2 measured_peak_bytes)
