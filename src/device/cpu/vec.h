@@ -330,14 +330,27 @@ INLINE vf vround(vf x) {
     return (x + 12582912.f) - 12582912.f; /* |x| < 2^22 */
 #endif
 }
-/* 2^x for x <= 0 (softmax numerators), relative error 1e-7; 0 below 2^-150, NaN kept. */
-INLINE vf vexp2_neg(vf x) {
+/* For the exponentials of base 2: x = n + f, n integral, |f| <= 1/2, where x <= 129 (vexp2_bound). NaN is kept. */
+INLINE vf vexp2_parts(vf x, vf *n) {
 #ifdef __AVX512DQ__ /* what is left of infinity is 0, and scaling by it is right */
-    vf n = vround(x), f = (vf)_mm512_reduce_ps((__m512)x, 8);
+    *n = vround(x);
+    return (vf)_mm512_reduce_ps((__m512)x, 8);
 #else
     x = vmax(vset(-151.f), x);
-    vf n = vround(x), f = x - n;
+    *n = vround(x);
+    return x - *n;
 #endif
+}
+INLINE vf vexp2_bound(vf x) {
+#ifdef __AVX512DQ__
+    return x;
+#else
+    return vmin(vset(129.f), x);
+#endif
+}
+/* 2^x for x <= 0 (softmax numerators), relative error 1e-7; 0 below 2^-150, NaN kept. */
+INLINE vf vexp2_neg(vf x) {
+    vf n, f = vexp2_parts(x, &n);
     vf p = vfma(f, vset(1.534581156e-04f), vset(1.339993122e-03f));
     p = vfma(p, f, vset(9.618488959e-03f));
     p = vfma(p, f, vset(5.550328777e-02f));
@@ -347,13 +360,7 @@ INLINE vf vexp2_neg(vf x) {
     return vscale2(p, n);
 }
 /* 2^x: the same with an upper bound; inf from 2^128 on. */
-INLINE vf vexp2(vf x) {
-#ifdef __AVX512DQ__
-    return vexp2_neg(x);
-#else
-    return vexp2_neg(vmin(vset(129.f), x));
-#endif
-}
+INLINE vf vexp2(vf x) { return vexp2_neg(vexp2_bound(x)); }
 /* e^x, 1-2 ulp: the argument is reduced with ln 2 in two parts. */
 INLINE vf vexp(vf x) {
     x = vmax(vset(-105.f), x);
@@ -432,12 +439,7 @@ INLINE bool vany_above(vf x, float bound) {
 }
 /* 2^x, relative error 1.6e-7: a term of a sum. */
 INLINE vf vexp2_term(vf x) {
-#ifdef __AVX512DQ__
-    vf n = vround(x), f = (vf)_mm512_reduce_ps((__m512)x, 8);
-#else
-    x = vmax(vset(-151.f), x);
-    vf n = vround(x), f = x - n;
-#endif
+    vf n, f = vexp2_parts(x, &n);
     vf p = vfma(f, vset(1.326472725e-03f), vset(9.671512786e-03f));
     p = vfma(p, f, vset(5.550733744e-02f));
     p = vfma(p, f, vset(2.402224208e-01f));
@@ -507,18 +509,8 @@ INLINE vf vrcp_near(vf x) { /* relative error 6e-5 where the machine estimates; 
 #endif
 }
 /* 2^x of relative error 3e-6, and of 8e-5: one degree less. */
-INLINE vf vexp2_parts(vf x, vf *n) {
-#ifdef __AVX512DQ__
-    *n = vround(x);
-    return (vf)_mm512_reduce_ps((__m512)x, 8);
-#else
-    x = vmax(vset(-151.f), vmin(vset(129.f), x));
-    *n = vround(x);
-    return x - *n;
-#endif
-}
 INLINE vf vexp2_near(vf x) {
-    vf n, f = vexp2_parts(x, &n);
+    vf n, f = vexp2_parts(vexp2_bound(x), &n);
     vf p = vfma(f, vset(9.582853426e-03f), vset(5.590642846e-02f));
     p = vfma(p, f, vset(2.402409863e-01f));
     p = vfma(p, f, vset(6.931241930e-01f));
@@ -526,7 +518,7 @@ INLINE vf vexp2_near(vf x) {
     return vscale2(p, n);
 }
 INLINE vf vexp2_rough(vf x) {
-    vf n, f = vexp2_parts(x, &n);
+    vf n, f = vexp2_parts(vexp2_bound(x), &n);
     vf p = vfma(f, vset(5.517166856e-02f), vset(2.426111477e-01f));
     p = vfma(p, f, vset(6.932609878e-01f));
     p = vfma(p, f, vset(9.999280721e-01f));
