@@ -7,7 +7,6 @@
  * A pass is written twice where a dialect has blocks: for `block` vectors at a time, whose chains of instructions then
  * overlap, and for what is left of the row, one at a time. In a block the value of vector u is v<i>_<u>; every
  * statement is written for all of them, then the next one, stores last.
- *
  */
 #ifndef AUTOSP_GEN_DIALECT_H
 #define AUTOSP_GEN_DIALECT_H

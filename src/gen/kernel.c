@@ -52,21 +52,22 @@ int gen_op3(gen_kernel *k, ir_op op, int x, int y, int z) {
     return add(k, (gen_stmt){.kind = GEN_OP, .op = op, .nargs = 3, .arg = {x, y, z}});
 }
 
-static bool has_near(ir_op op) {
+const char *gen_near(ir_op op) {
     switch (op) {
 #define EXPR(name, text)
-#define EXPR_NEAR(name, text) case OP_##name:
+#define EXPR_NEAR(name, text)                                                                                          \
+    case OP_##name:                                                                                                    \
+        return text;
 #include "gen/expr.def"
 #undef EXPR
-        return true;
     default:
-        return false;
+        return NULL;
     }
 }
 int gen_op_for(gen_kernel *k, ir_op op, int n, const int *arg, dtype t) {
     gen_stmt s = {.kind = GEN_OP, .op = op, .nargs = n};
     memcpy(s.arg, arg, sizeof *arg * (size_t)n);
-    if (t == DT_BF16 && has_near(op)) s.type = t;
+    if (t == DT_BF16 && gen_near(op)) s.type = t;
     return add(k, s);
 }
 

@@ -131,6 +131,8 @@ void gen_print(const gen_kernel *k, buf *out);
 
 /* Has this op an expression (expr.def)? */
 bool gen_has_expr(ir_op op);
+/* The text of its EXPR_NEAR, NULL where it has none. */
+const char *gen_near(ir_op op);
 
 /* member.c: what instructions compute, as statements. */
 

@@ -8,21 +8,8 @@
 
 #include <ctype.h>
 
-static const char *near_expression(ir_op op) {
-    switch (op) {
-#define EXPR(name, text)
-#define EXPR_NEAR(name, text)                                                                                          \
-    case OP_##name:                                                                                                    \
-        return text;
-#include "gen/expr.def"
-#undef EXPR
-    default:
-        return NULL;
-    }
-}
 static const char *expression(const gen_stmt *s) {
-    const char *near = s->type == DT_BF16 ? near_expression(s->op) : NULL;
-    if (near) return near;
+    if (s->type == DT_BF16) return gen_near(s->op);
     switch (s->op) {
 #define EXPR(name, text)                                                                                               \
     case OP_##name:                                                                                                    \
