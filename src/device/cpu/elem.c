@@ -1,12 +1,11 @@
 /* elem.c - element-wise kernels: activations, swiglu, sums and scales, the sum of squares. */
 #include "device/cpu/rows.h"
 
-static const float SQRT_HALF = 0.70710678118654752f, INV_SQRT_2PI = 0.39894228040143268f;
 static const float GELU_A = 0.79788456080286536f, GELU_B = 0.044715f; /* sqrt(2/pi), and the cubic's factor */
 
 INLINE vf act(kern_act kind, vf x) {
     if (kind == KERN_SILU) return x * vsigmoid(x);
-    if (kind == KERN_GELU) return 0.5f * x * (1.f + verf(x * SQRT_HALF));
+    if (kind == KERN_GELU) return vgelu(x);
     return x * vsigmoid(2.f * GELU_A * (x + GELU_B * x * x * x)); /* (1 + tanh(u)) / 2 = sigmoid(2u) */
 }
 
@@ -15,7 +14,7 @@ INLINE vf act_slope(kern_act kind, vf x) {
         vf s = vsigmoid(x);
         return s * vfma(x, 1.f - s, vset(1.f));
     }
-    if (kind == KERN_GELU) return 0.5f * (1.f + verf(x * SQRT_HALF)) + x * INV_SQRT_2PI * vexp(x * x * -0.5f);
+    if (kind == KERN_GELU) return vgelu_slope(x);
     vf s = vsigmoid(2.f * GELU_A * (x + GELU_B * x * x * x));
     return s + s * (1.f - s) * x * (2.f * GELU_A) * (1.f + 3.f * GELU_B * x * x);
 }

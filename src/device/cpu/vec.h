@@ -424,6 +424,31 @@ INLINE vf verf(vf x) {
     return vmax(vset(-1.f), vmin(vset(1.f), x * p / q));
 }
 
+/* e^(-y^2 / 2) and the normal distribution's tail beyond y over it, for 0 <= y: a polynomial in t = 1 / (1 + y / 4),
+ * whose weighted fit has relative error 4e-8 up to 3, 2e-6 at 13. Behind 14.4 the exponential is 0. */
+INLINE vf vtail(vf y, vf *e) {
+    *e = vexp2_neg(y * y * -0.72134752044448170f);
+    vf t = 1.f / vfma(y, vset(0.25f), vset(1.f));
+    vf p = vfma(t, vset(-9.835999279e-02f), vset(3.738616482e-01f));
+    p = vfma(p, t, vset(-3.312739843e-01f));
+    p = vfma(p, t, vset(3.502464545e-01f));
+    p = vfma(p, t, vset(-1.820835537e-02f));
+    p = vfma(p, t, vset(1.276133248e-01f));
+    p = vfma(p, t, vset(9.589761279e-02f));
+    return vfma(p, t, vset(2.232713277e-04f));
+}
+/* x Phi(x) as max(x, 0) - |x| Phi(-|x|): with an erf, what 1 + erf cancels would be multiplied by x. */
+INLINE vf vgelu(vf x) {
+    vf y = vmin(vset(16.f), (vf)((vi)x & 0x7fffffff)), e, tail = vtail(y, &e);
+    return vfma(-y * e, tail, vmax(vset(0), x));
+}
+/* Phi(x) + x phi(x), from its value w at -|x|: 1 - w at |x|. */
+INLINE vf vgelu_slope(vf x) {
+    vf y = vmin(vset(16.f), (vf)((vi)x & 0x7fffffff)), e, tail = vtail(y, &e);
+    vf w = e * vfma(y, vset(-0.39894228040143268f), tail);
+    return vselect(x < 0.f, w, 1.f - w);
+}
+
 /* ---- log of the sum of exponentials, in one pass ---- */
 
 /* Is x > bound in any lane? */
