@@ -17,5 +17,8 @@ double bench_clock(void);
 /* products.c: the table of matrix products that training does, by form and shape; type: f32, bf16 or both ("").
  * Returns 0, or 1 when a product failed. */
 int bench_products(int threads, int rounds, const char *type);
+/* packed.c: products with weights as they lie and in the library's own layout, and what bringing them there takes.
+ * Returns 0, or 1 when there is no library. */
+int bench_packed(int threads, int rounds, const char *type);
 
 #endif

@@ -1,5 +1,5 @@
 /* kernels.c - speed of the CPU kernels: bench_kernels [threads] [filter] [wall|cpu]
- *                                       bench_kernels THREADS products [wall|cpu] [f32|bf16]
+ *                                       bench_kernels THREADS products|packed [wall|cpu] [f32|bf16]
  *
  * Prints for each kernel and shape the median time and the rate, and what share that is of a peak measured in the same
  * run on as many threads: register-only multiply-adds of the kernel's type for products and attention (peak.c), a triad
@@ -18,7 +18,7 @@
 #include <omp.h>
 #endif
 
-enum { REPS = 7, ROUNDS = 5 };
+enum { REPS = 7, ROUNDS = 9 };
 
 static const char *filter = "";
 static int threads = 1;
@@ -272,13 +272,14 @@ int main(int argc, char **argv) {
     if (argc > 3) by_cpu = strcmp(argv[3], "cpu") == 0;
     if (threads < 1) {
         fprintf(stderr, "usage: bench_kernels [threads] [filter] [wall|cpu]\n"
-                        "       bench_kernels THREADS products [wall|cpu] [f32|bf16]\n");
+                        "       bench_kernels THREADS products|packed [wall|cpu] [f32|bf16]\n");
         return 2;
     }
 #ifdef _OPENMP
     omp_set_num_threads(threads);
 #endif
     if (strcmp(filter, "products") == 0) return bench_products(threads, ROUNDS, argc > 4 ? argv[4] : "");
+    if (strcmp(filter, "packed") == 0) return bench_packed(threads, ROUNDS, argc > 4 ? argv[4] : "");
     measure_peaks();
     for (dtype t = DT_F32; t <= DT_BF16; t += DT_BF16) {
         attention(t, 2048, 8, 8, 64, true);

@@ -8,10 +8,11 @@
  *   tc+  the same into a gradient kept as (in, out), as GPT-2's are
  * For GPT-2's layers y is an nn product and dx an nt one, of the same sizes.
  *
- * Each cell is two shares of the peak of register-only multiply-adds of its type, measured before each shape in the
- * same run: the library's and our own kernel's, medians of rounds in which both run in turns, whichever goes first
- * changing. The lines below the table say where our own kernel is so much faster that it ought to be taken (library
- * below 0.8 of it in the median of the rounds' ratios), and the least share of what kern_gemm chooses by form.
+ * Each cell is two shares of the peak of register-only multiply-adds of its type: the library's, which kern_gemm
+ * chooses wherever it has the form, and our own kernel's. They are medians of rounds; a round measures the peak and
+ * then both kernels in turns, whichever goes first changing, so that a machine that slows down for a while slows all
+ * three. The lines below the table say where our own kernel is so much faster that it ought to be taken (library below
+ * 0.8 of it in the median of the rounds' ratios), and the least share of what is chosen by form.
  */
 #include "bench.h"
 
@@ -29,7 +30,7 @@ static const layer layers[] = {{512, 768, 768},    {512, 768, 2304},   {512, 768
                                {2048, 3072, 768},  {2048, 2048, 5632}, {4096, 768, 3072},  {512, 768, 32000},
                                {512, 768, 50257},  {1024, 1024, 1024}, {1024, 1024, 4096}, {1024, 4096, 1024},
                                {4096, 1024, 4096}, {4096, 2048, 2048}};
-enum { LAYERS = sizeof layers / sizeof *layers, MAX_ROUNDS = 64, IMPLS = 3 };
+enum { LAYERS = sizeof layers / sizeof *layers, MAX_ROUNDS = 64, IMPLS = 2 };
 
 static const double SAMPLE_S = 0.004; /* a sample repeats a product until it takes about this long */
 
@@ -66,28 +67,27 @@ static void run(kern_gemm *g, form f, const operands *o, void *ws, int reps, sp_
 }
 
 typedef struct cell {
-    double share[IMPLS], ratio; /* of the library, our own and the kernel that is chosen; library to own, as speed */
-    bool has[IMPLS], own;       /* own: it is the one chosen */
+    double share[IMPLS], ratio; /* of the library and our own kernel; library to own, as speed */
+    bool library;               /* has it this form? */
 } cell;
 
-static sp_status measure(dtype t, form f, layer l, int threads, int rounds, double peak, const operands *o, cell *out) {
-    static const kern_gemm_impl_choice impl[IMPLS] = {KERN_GEMM_LIBRARY, KERN_GEMM_OWN, KERN_GEMM_BEST};
-    double seconds[IMPLS][MAX_ROUNDS], ratio[MAX_ROUNDS];
+/* `peaks`: the rounds' peaks, added to the range. */
+static sp_status measure(dtype t, form f, layer l, int threads, int rounds, const operands *o, cell *out,
+                         double peaks[2]) {
+    static const kern_gemm_impl_choice impl[IMPLS] = {KERN_GEMM_LIBRARY, KERN_GEMM_OWN};
+    double share[IMPLS][MAX_ROUNDS], ratio[MAX_ROUNDS];
     kern_gemm *g[IMPLS];
     void *ws[IMPLS];
-    int reps[IMPLS], same = 0;
+    int reps[IMPLS];
     kern_gemm_desc d = describe(t, f, l, threads);
-    double flops = 2.0 * (double)d.m * (double)d.n * (double)d.k;
+    const double flops = 2.0 * (double)d.m * (double)d.n * (double)d.k;
     sp_status s = SP_OK;
     for (int i = 0; i < IMPLS; i++) {
         d.impl = impl[i];
-        out->has[i] = kern_gemm_prepare(&d, &g[i]) == SP_OK;
-        if (out->has[i] && impl[i] == KERN_GEMM_BEST) { /* one of the two: measured already */
-            same = strcmp(kern_gemm_impl(g[i]), "own") == 0;
-            kern_gemm_free(g[i]);
-            out->has[i] = false;
+        if (kern_gemm_prepare(&d, &g[i]) != SP_OK) {
+            g[i] = NULL;
+            continue;
         }
-        if (!out->has[i]) continue;
         ws[i] = bench_alloc(kern_gemm_ws(g[i]));
         run(g[i], f, o, ws[i], 1, &s);
         double begin = bench_clock();
@@ -95,33 +95,34 @@ static sp_status measure(dtype t, form f, layer l, int threads, int rounds, doub
         reps[i] = (int)(1 + SAMPLE_S / (bench_clock() - begin));
     }
     for (int r = 0; r < rounds; r++) {
+        const double peak = kern_peak_flops(t, threads);
+        peaks[0] = peak < peaks[0] ? peak : peaks[0], peaks[1] = peak > peaks[1] ? peak : peaks[1];
         for (int turn = 0; turn < IMPLS; turn++) {
             int i = (turn + r) % IMPLS;
-            if (!out->has[i]) continue;
+            if (!g[i]) continue;
             double begin = bench_clock();
             run(g[i], f, o, ws[i], reps[i], &s);
-            seconds[i][r] = (bench_clock() - begin) / reps[i];
+            share[i][r] = flops * reps[i] / (bench_clock() - begin) / peak;
         }
-        if (out->has[0]) ratio[r] = seconds[1][r] / seconds[0][r];
+        if (g[0]) ratio[r] = share[0][r] / share[1][r];
     }
+    out->library = g[0] != NULL;
+    out->ratio = g[0] ? bench_median(ratio, rounds) : 0;
     for (int i = 0; i < IMPLS; i++) {
-        if (!out->has[i]) continue;
-        out->share[i] = flops / bench_median(seconds[i], rounds) / peak;
+        if (!g[i]) continue;
+        out->share[i] = bench_median(share[i], rounds);
         kern_gemm_free(g[i]);
         free(ws[i]);
     }
-    out->share[2] = out->share[same];
-    out->own = same;
-    out->ratio = out->has[0] ? bench_median(ratio, rounds) : 0;
     return s;
 }
 
 static sp_status table(dtype t, int threads, int rounds) {
-    double least[FORMS], low = 1e300, high = 0;
+    double least[FORMS], peaks[2] = {1e300, 0};
     for (double end = now_s() + 1; now_s() < end;) kern_peak_flops(t, threads); /* frequencies settle */
     int below = 0;
-    printf("\n%s products on %d threads: share of the peak in %%, library / own (*: chosen)\n\n| tokens in out |",
-           dtype_name(t), threads);
+    printf("\n%s products on %d threads: share of the peak in %%, library / own\n\n| tokens in out |", dtype_name(t),
+           threads);
     for (int f = 0; f < FORMS; f++) printf(" %s |", form_name[f]);
     printf("\n|---|");
     for (int f = 0; f < FORMS; f++) printf("---|"), least[f] = 1e300;
@@ -133,26 +134,25 @@ static sp_status table(dtype t, int threads, int rounds) {
                       .y = bench_random(t, l.tokens * l.out),
                       .dx = bench_alloc((size_t)(l.tokens * l.in * dtype_size(t))),
                       .dw = bench_alloc(4 * (size_t)(l.out * l.in))};
-        double peak = kern_peak_flops(t, threads);
-        low = peak < low ? peak : low, high = peak > high ? peak : high;
         printf("| %d %d %d |", (int)l.tokens, (int)l.in, (int)l.out);
         for (form f = NT; f < FORMS; f++) {
             cell c = {0};
-            TRY(measure(t, f, l, threads, rounds, peak, &o, &c));
-            if (c.has[0])
-                printf(" %.0f / %.0f%s |", 100 * c.share[0], 100 * c.share[1], c.own ? "*" : "");
+            TRY(measure(t, f, l, threads, rounds, &o, &c, peaks));
+            if (c.library)
+                printf(" %.0f / %.0f |", 100 * c.share[0], 100 * c.share[1]);
             else
-                printf(" - / %.0f* |", 100 * c.share[1]);
+                printf(" - / %.0f |", 100 * c.share[1]);
             fflush(stdout);
-            if (c.has[0] && c.ratio < 0.8) below++;
-            least[f] = c.share[2] < least[f] ? c.share[2] : least[f];
+            if (c.library && c.ratio < 0.8) below++;
+            const double chosen = c.share[c.library ? 0 : 1];
+            least[f] = chosen < least[f] ? chosen : least[f];
         }
         printf("\n");
         free(o.x), free(o.w), free(o.y), free(o.dx), free(o.dw);
     }
     printf("\nPeak %.0f to %.0f GFLOP/s. Cells in which the library is below 0.8 of our own kernel: %d.\n"
            "Least share of the kernel that is chosen:",
-           low * 1e-9, high * 1e-9, below);
+           peaks[0] * 1e-9, peaks[1] * 1e-9, below);
     for (int f = 0; f < FORMS; f++) printf(" %s %.0f %%%s", form_name[f], 100 * least[f], f + 1 < FORMS ? "," : ".\n");
     return SP_OK;
 }

@@ -112,6 +112,22 @@ static void in_parts(void **state) {
             }
 }
 
+/* A read by columns a multiple of 4096 bytes apart, which is copied for the library, in parts of m and of k. */
+static void rows_in_same_sets(void **state) {
+    (void)state;
+    const int64_t size[][3] = {{1808, 512, 40}, {20, 515, 1800}, {1, 512, 30}};
+    for (size_t i = 0; i < sizeof size / sizeof *size; i++)
+        for (int c = 0; c < 4; c++) {
+            kern_gemm_desc d = desc(DT_F32, DT_F32, size[i][0], size[i][1], size[i][2], true, false, 0);
+            d.a_cs = 2048, d.beta = c == 1, d.bias = c == 2;
+            if (c == 3) { /* prepared as its transpose */
+                d = desc(DT_F32, DT_F32, size[i][1], size[i][0], size[i][2], true, false, 0);
+                d.b_rs = 2048, d.c_rs = 1, d.c_cs = size[i][1], d.beta = 1;
+            }
+            check(&d);
+        }
+}
+
 /* The stride of a dimension of extent 1 may be anything. */
 static void strides_of_one(void **state) {
     (void)state;
@@ -196,6 +212,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_forms),
         cmocka_unit_test(in_parts),
+        cmocka_unit_test(rows_in_same_sets),
         cmocka_unit_test(strides_of_one),
         cmocka_unit_test(scales_and_bias),
         cmocka_unit_test(transposed_output),

@@ -1,5 +1,5 @@
 /* gemm.c - kern_gemm: a matrix product prepared ahead of time, by a library (gemm_library.c) or by our own kernel
- * (gemm_own.c) where there is none, where it lacks the form, and where it is slower. */
+ * (gemm_own.c) where there is none and where it lacks the form. */
 #include "device/cpu/gemm_library.h"
 #include "device/cpu/gemm_own.h"
 
@@ -33,22 +33,13 @@ static kern_gemm_desc transposed(const kern_gemm_desc *d) {
     return t;
 }
 
-/* Where ours is the faster (docs/kernels.md): gradients below 16 MiB in f32, A read by columns whose strides are
- * multiples of 4096 bytes. They fall into the same cache sets, and the library neither prefetches A nor the C it adds
- * to. */
-static bool ours(const kern_gemm_desc *d) {
-    return d->ab == DT_F32 && !d->nbatch && d->m > 1 && d->a_rs == 1 && d->a_cs % (4096 / 4) == 0 && d->b_cs == 1 &&
-           d->m * d->n < (16 << 20) / 4;
-}
-
 sp_status kern_gemm_prepare(const kern_gemm_desc *d, kern_gemm **out) {
     check(d);
     kern_gemm *g = calloc(1, sizeof *g);
     CHECK(g, "out of memory for a matrix product's handle");
     g->swapped = d->c_cs != 1 && d->c_rs == 1 && !d->bias;
     g->d = g->swapped ? transposed(d) : *d;
-    if (d->impl == KERN_GEMM_LIBRARY || (d->impl == KERN_GEMM_BEST && !ours(&g->d)))
-        g->library = gemm_library_new(&g->d);
+    if (d->impl != KERN_GEMM_OWN) g->library = gemm_library_new(&g->d);
     if (!g->library && d->impl == KERN_GEMM_LIBRARY) {
         free(g);
         FAIL("no library has this form of a %lldx%lldx%lld matrix product; leave impl at KERN_GEMM_BEST",

@@ -6,6 +6,9 @@
  * badly (2.6): dx = dy W falls from 90 % of the peak to 60 % as the sum over k gets longer, dW = dy^T x from 88 % to
  * 72 % with the width of dW. Such a product is done in parts of at most PART rows, columns and steps of k, where later
  * steps add to the sums of earlier ones; each part is then one of the fast shapes (docs/kernels.md has the table).
+ *
+ * Rows of an operand read by columns that lie a multiple of 4096 bytes apart fall into the same cache sets. Such parts
+ * are first copied to the workspace, where their rows lie otherwise.
  */
 #include "device/cpu/gemm_library.h"
 
@@ -37,8 +40,9 @@ sp_status gemm_library_run(gemm_library *g, const void *a, const void *b, void *
 #include <pthread.h>
 #include <stdlib.h>
 
-/* PART: the most rows or columns of C, or steps of k, of one part; a multiple of ALIGN. */
-enum { PART = 1792, ALIGN = 16 };
+/* PART: the most rows or columns of C, or steps of k, of one part; a multiple of ALIGN.
+ * SETS: rows a multiple of so many bytes apart share the sets of the first-level cache. */
+enum { PART = 1792, ALIGN = 16, SETS = 4096 };
 
 /* Parts of k: the first sets or adds as asked, later ones add; the last may be short. */
 typedef enum step { FIRST, LATER, SHORT, STEPS } step;
@@ -52,7 +56,8 @@ typedef struct product {
 struct gemm_library {
     kern_gemm_desc d;
     int64_t m, n, k; /* of a part that is not short */
-    size_t ws;
+    int64_t ld;      /* from one k step to the next of the copy of A's part; 0: A is used where it lies */
+    size_t ws;       /* of the library; the copy lies before it */
     const char *impl;
     dnnl_stream_t stream;
     product part[2][2][STEPS]; /* [m is short][n is short][step] */
@@ -140,16 +145,22 @@ static int64_t part_of(int64_t x) {
     return parts == 1 ? x : round_up(ceil_div(x, parts), ALIGN);
 }
 
+/* Is A worth copying? Not for a narrow C, where that takes as long as it saves; with a C of 16 MiB nothing is left of
+ * the gain, and the copies would be large. */
+static bool copies(const kern_gemm_desc *d) {
+    return d->m > 1 && d->a_rs == 1 && d->a_cs % (SETS / 4) == 0 && d->n >= 512 && d->m * d->n < (16 << 20) / 4;
+}
+
 static void choose_parts(gemm_library *g) {
     const kern_gemm_desc *d = &g->d;
     g->m = d->m, g->n = d->n, g->k = d->k;
     /* Sums of bf16 would be rounded after each part of k; the other forms are fast as they are. */
     if (d->ab != DT_F32 || d->nbatch || d->b_cs != 1) return;
+    const bool copy = copies(d);
     g->n = part_of(d->n);
-    if (d->a_cs == 1)
-        g->k = part_of(d->k);
-    else
-        g->m = part_of(d->m);
+    if (d->a_cs != 1) g->m = part_of(d->m);
+    if (d->a_cs == 1 || copy) g->k = part_of(d->k);
+    if (copy) g->ld = round_up(g->m, 2 * ALIGN) + ALIGN; /* an odd number of lines */
 }
 
 static bool make_parts(gemm_library *g) {
@@ -162,6 +173,7 @@ static bool make_parts(gemm_library *g) {
                 part.n = j ? d->n % g->n : g->n;
                 part.k = s == SHORT ? d->k % g->k : g->k;
                 if (s != FIRST) part.beta = 1, part.bias = false;
+                if (g->ld) part.a_cs = g->ld;
                 bool exists = part.m && part.n && part.k && (s != LATER || d->k >= 2 * g->k);
                 if (exists && !make_product(&part, g, &g->part[i][j][s])) return false;
             }
@@ -204,7 +216,9 @@ void gemm_library_free(gemm_library *g) {
     free(g);
 }
 
-size_t gemm_library_ws(const gemm_library *g) { return g->ws; }
+static size_t copy_bytes(const gemm_library *g) { return sizeof(float) * (size_t)(g->k * g->ld); }
+
+size_t gemm_library_ws(const gemm_library *g) { return copy_bytes(g) + g->ws; }
 const char *gemm_library_impl(const gemm_library *g) { return g->impl; }
 
 static dnnl_status_t run_product(gemm_library *g, const product *p, const void *a, const void *b, void *c,
@@ -230,20 +244,35 @@ static dnnl_status_t run_product(gemm_library *g, const product *p, const void *
     return status;
 }
 
-static dnnl_status_t run_parts(gemm_library *g, const char *a, const char *b, char *c, const char *bias, void *ws) {
+/* The part of A from row m0 and step k0 on, where its product takes it from. */
+static const char *part_of_a(const gemm_library *g, int64_t m0, int64_t k0, const char *a, void *copy) {
+    const kern_gemm_desc *d = &g->d;
+    const char *from = a + (m0 * d->a_rs + k0 * d->a_cs) * dtype_size(d->ab);
+    if (!g->ld) return from;
+    const int64_t rows = min64(g->m, d->m - m0), steps = min64(g->k, d->k - k0);
+    tensor to = {.data = copy, .type = d->ab, .rank = 2, .dim = {steps, rows}, .stride = {g->ld, 1}}, at = to;
+    at.data = (void *)(uintptr_t)from, at.stride[0] = d->a_cs;
+    kern_copy(&to, &at);
+    return copy;
+}
+
+static dnnl_status_t run_parts(gemm_library *g, const char *a, const char *b, char *c, const char *bias, char *ws) {
     const kern_gemm_desc *d = &g->d;
     const int64_t ab = dtype_size(d->ab), ce = dtype_size(d->c);
     for (int64_t m0 = 0; m0 < d->m; m0 += g->m)
-        for (int64_t n0 = 0; n0 < d->n; n0 += g->n)
-            for (int64_t k0 = 0; k0 < d->k; k0 += g->k) {
-                step s = k0 == 0 ? FIRST : k0 + g->k <= d->k ? LATER : SHORT;
+        for (int64_t k0 = 0; k0 < d->k; k0 += g->k) {
+            const step s = k0 == 0 ? FIRST : k0 + g->k <= d->k ? LATER : SHORT;
+            const char *part = part_of_a(g, m0, k0, a, ws);
+            for (int64_t n0 = 0; n0 < d->n; n0 += g->n) {
                 const product *p = &g->part[m0 + g->m > d->m][n0 + g->n > d->n][s];
-                dnnl_status_t status =
-                    run_product(g, p, a + (m0 * d->a_rs + k0 * d->a_cs) * ab, b + (k0 * d->b_rs + n0 * d->b_cs) * ab,
-                                c + (m0 * d->c_rs + n0 * d->c_cs) * ce, bias ? bias + n0 * ce : NULL, ws);
+                dnnl_status_t status = run_product(g, p, part, b + (k0 * d->b_rs + n0 * d->b_cs) * ab,
+                                                   c + (m0 * d->c_rs + n0 * d->c_cs) * ce, bias ? bias + n0 * ce : NULL,
+                                                   ws + copy_bytes(g));
+                if (status == dnnl_success) status = dnnl_stream_wait(g->stream); /* before the copy is made anew */
                 if (status != dnnl_success) return status;
             }
-    return dnnl_stream_wait(g->stream);
+        }
+    return dnnl_success;
 }
 
 sp_status gemm_library_run(gemm_library *g, const void *a, const void *b, void *c, const void *bias, void *ws) {
