@@ -125,14 +125,19 @@ static void row(const char *name, int64_t bytes) {
 
 static void seconds(const char *name, double s) { printf("  %-34s %14.6f  s\n", name, s); }
 
+/* Each thread's workspace is planned too. A plan does not depend on the cores of the machine that makes it. */
+static int threads_of(const cli_options *o) { return (int)max64(1, o->threads); }
+
 static void print_table(const cli_options *o, const train_compiled *c, int ranks, int64_t max_seq) {
     const plan *p = c->plan;
     const plan_memory *m = &p->memory;
     report_comm sent[COMMS];
     communication(c, o->accum, sent);
     if (max_seq) printf("longest sequence within the budget: %lld tokens\n\n", (long long)max_seq);
-    printf("%lld tokens a sequence, %lld a microbatch, %d rank%s; bytes on each rank\n\n", (long long)p->seq_valid,
-           (long long)p->batch, ranks, ranks == 1 ? "" : "s");
+    const int threads = threads_of(o);
+    printf("%lld tokens a sequence, %lld a microbatch, %d rank%s x %d thread%s; bytes on each rank\n\n",
+           (long long)p->seq_valid, (long long)p->batch, ranks, ranks == 1 ? "" : "s", threads,
+           threads == 1 ? "" : "s");
     row("parameters", m->section[SEC_PARAM]);
     row("gradients", m->section[SEC_GRAD]);
     row("optimizer", m->section[SEC_MOMENT]);
@@ -181,7 +186,7 @@ static sp_status write_report(const cli_options *o, const train_compiled *c, int
 }
 
 static sp_status run(const cli_options *o, const train_model *m, int ranks) {
-    train_setup s = cli_setup(o, ranks, max64(1, o->threads) > 1 ? (int)o->threads : 1);
+    train_setup s = cli_setup(o, ranks, threads_of(o));
     int64_t max_seq = 0;
     if (o->seq_max) {
         CHECK(o->memory, "--seq max needs --memory BYTES, or a --machine");

@@ -47,8 +47,8 @@ static const row rows[] = {
     {"zero", COUNT, AT(zero), T | P | D, "0-3", "0", 0, 3, "what data-parallel ranks share out (ZeRO's stages)"},
     {"device", CHOICE, AT(device), ALL, "cpu|ref|cuda", "cpu", 0, 0, "ref is plain C, the oracle"},
     {"dtype", DTYPE, AT(compute), ALL, "f32|bf16|f64", "f32", 0, 0, "of the computation; f64 on ref only"},
-    {"threads", COUNT, AT(threads), T | C, "N", NULL, 1, 4096,
-     "threads a rank (default: the cores, shared out evenly)"},
+    {"threads", COUNT, AT(threads), T | P | C, "N", NULL, 1, 4096,
+     "threads a rank (default: the cores, shared out evenly; plan: 1)"},
     {"memory", BYTES, AT(memory), T | P | D, "BYTES", NULL, 0, 0, "most memory a rank may use, parameters included"},
     {"host-memory", BYTES, AT(host_memory), T | P | D, "BYTES", NULL, 0, 0, "host memory a rank may move values to"},
 

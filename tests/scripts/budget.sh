@@ -70,6 +70,12 @@ least=$(sed -n 's/.*least feasible budget is [^(]*(\([0-9]*\) bytes).*/\1/p' "$d
 refused 1 "is too small" plan "$model" --seq 1500 --ranks 2 --memory $((least - 1))
 "$autosp" plan "$model" --seq 1500 --ranks 2 --set save.policy=least --json >"$dir/leanest" 2>"$dir/stderr" || complain "it failed"
 [ "$(number peak_bytes "$dir/leanest")" = "$least" ] || complain "save.policy=least takes another peak than $least"
+# a plan for as many threads is the training's: what it says is least is enough
+refused 1 "is too small" plan "$model" --seq 1500 --threads 2 --memory 1MiB
+enough=$(sed -n 's/.*least feasible budget is [^(]*(\([0-9]*\) bytes).*/\1/p' "$dir/stderr")
+"$autosp" train "$model" --data "$text" --seq 1500 --threads 2 --steps 0 --memory "$enough" 2>"$dir/stderr" ||
+    complain "plan --threads 2 said that $enough is enough"
+refused 1 "is too small" train "$model" --data "$text" --seq 1500 --threads 2 --steps 0 --memory $((enough - 1))
 # --seq max: fits, is near the length that a refusal names, and two percent more does not fit
 for set in save.policy=budget save.policy=layer save.policy=pytorch; do
     "$autosp" plan "$model" --seq max --ranks 2 --memory 1MiB --set $set --json >"$dir/max" 2>"$dir/stderr" || complain "it failed"
