@@ -4,6 +4,7 @@
 #include "train/loop.h"
 #include "train/measure.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 /* What is open during a training; closed in one place. */
@@ -117,6 +118,14 @@ static sp_status check_memory(int64_t budget, const plan *p, int ranks) {
     return SP_OK;
 }
 
+/* What is written after steps, perhaps days of them, is opened before. */
+static sp_status check_writable(const char *option, const char *path) {
+    if (!path) return SP_OK;
+    FILE *f = fopen(path, "a");
+    CHECK(f && fclose(f) == 0, "%s: cannot write %s: %s", option, path, strerror(errno));
+    return SP_OK;
+}
+
 static sp_status run(const cli_options *o, const train_world *w, training *t) {
     TRY(check_memory(o->memory, NULL, 1));
     TRY(train_model_open(o->model, o->weights, false, (uint64_t)o->seed, &t->model));
@@ -141,6 +150,8 @@ static sp_status run(const cli_options *o, const train_world *w, training *t) {
     TRY(open_checkpoints(o, w, &j, t));
     if (o->metrics && w->rank == 0) TRY(train_metrics_open(o->metrics, o->resume ? j.first : -1, &t->metrics));
     j.metrics = t->metrics;
+    if (w->rank == 0) TRY(check_writable("--grads", o->grads));
+    if (w->rank == 0) TRY(check_writable("--profile", o->profile));
     plan_print(t->compiled.plan, &t->plan_text);
     j.plan_text = t->plan_text.data;
     if (o->out) train_stop_on_sigterm();

@@ -60,20 +60,20 @@ static void fill(cost_machine *m, const row *r) {
 static sp_status positive(const char *key, const char *text, double *v) {
     char *end;
     *v = strtod(text, &end);
-    CHECK(end != text && !*end && isfinite(*v) && *v > 0, "machine: %s=%s is not a positive number", key, text);
+    CHECK(end != text && !*end && isfinite(*v) && *v > 0, "%s=%s is not a positive number", key, text);
     return SP_OK;
 }
 
 static sp_status bytes_of(const char *key, const char *text, int64_t *v) {
-    TRY_NOTE(parse_bytes(text, v), "machine: %s", key);
-    CHECK(*v > 0, "machine: %s=%s is not a positive size", key, text);
+    TRY_NOTE(parse_bytes(text, v), "%s", key);
+    CHECK(*v > 0, "%s=%s is not a positive size", key, text);
     return SP_OK;
 }
 
 static sp_status whole(const char *key, const char *text, int *v) {
     char *end;
     long x = strtol(text, &end, 10);
-    CHECK(end != text && !*end && x >= 1 && x <= 1 << 20, "machine: %s=%s is not a whole number from 1", key, text);
+    CHECK(end != text && !*end && x >= 1 && x <= 1 << 20, "%s=%s is not a whole number from 1", key, text);
     *v = (int)x;
     return SP_OK;
 }
@@ -82,7 +82,7 @@ static sp_status set(cost_machine *m, const char *key, const char *v) {
     if (strncmp(key, "flops.", 6) == 0) {
         dtype t;
         CHECK(dtype_parse(key + 6, &t) && dtype_is_float(t),
-              "machine: unknown element type in '%s'; use flops.f32, "
+              "unknown element type in '%s'; use flops.f32, "
               "flops.f64 or flops.bf16",
               key);
         TRY(positive(key, v, &m->flops[t]));
@@ -100,7 +100,7 @@ static sp_status set(cost_machine *m, const char *key, const char *v) {
     if (strcmp(key, "host") == 0) return bytes_of(key, v, &m->host_bytes);
     if (strcmp(key, "node") == 0) return whole(key, v, &m->node_size);
     if (strcmp(key, "count") == 0) return whole(key, v, &m->count);
-    FAIL("machine: unknown key '%s'; the keys are " KEYS, key);
+    FAIL("unknown key '%s'; the keys are " KEYS, key);
 }
 
 /* NAME or NAMExCOUNT. */
@@ -115,21 +115,21 @@ static sp_status named(cost_machine *m, const char *word) {
         if (len != n) TRY(whole("count", x + 1, &m->count));
         return SP_OK;
     }
-    FAIL("machine: unknown name '%s'; the names are %s; " FORMS, word, cost_machine_names());
+    FAIL("unknown name '%s'; the names are %s; " FORMS, word, cost_machine_names());
 }
 
 sp_status cost_machine_parse(arena *a, const char *text, cost_machine *out) {
     cost_machine m = {.node_size = 8, .attention = 0.8, .launch = 4e-6, .latency = 1e-5};
     char *copy = arena_strdup(a, text), *rest = copy;
     bool first = true, base = false;
-    CHECK(*text, "machine: empty; " FORMS);
+    CHECK(*text, "it is empty; " FORMS);
     while (rest) {
         char *word = rest, *comma = strchr(rest, ',');
         rest = comma ? comma + 1 : NULL;
         if (comma) *comma = 0;
         char *eq = strchr(word, '=');
         if (!eq) {
-            CHECK(first, "machine: '%s' has no value; " FORMS, word);
+            CHECK(first, "'%s' has no value; " FORMS, word);
             TRY(named(&m, word));
             base = true;
         } else {
@@ -142,7 +142,7 @@ sp_status cost_machine_parse(arena *a, const char *text, cost_machine *out) {
         double any = 0;
         for (int t = 0; t < DT_COUNT; t++) any = m.flops[t] > 0 ? m.flops[t] : any;
         CHECK(any > 0 && m.mem_bw > 0 && m.mem_bytes > 0,
-              "machine: a description without a name needs at least flops.TYPE, mem_bw and mem; " FORMS);
+              "a description without a name needs at least flops.TYPE, mem_bw and mem; " FORMS);
         for (int t = 0; t < DT_COUNT; t++)
             if (m.flops[t] <= 0) m.flops[t] = any;
         if (m.link_bw <= 0) m.link_bw = m.mem_bw / 10;

@@ -32,8 +32,8 @@ sp_status train_options(const train_model *m, const train_setup *s, pass_options
     TRY(fixed_or(m->fixed_batch, s->batch ? s->batch : m->fixed_batch ? 0 : 1, "batch", "batch", &out->batch));
     int64_t low = m->import.seq_min, high = m->import.seq_max;
     CHECK(m->is_text || m->fixed_seq || (out->seq >= low && (high == 0 || out->seq <= high)),
-          "--seq %lld is outside the lengths that the model was exported for, %lld to %lld; export it again for longer "
-          "ones",
+          "--seq %lld is outside the lengths that the model was exported for, %lld to %lld; take another or export it "
+          "again",
           (long long)out->seq, (long long)low, (long long)high);
     CHECK(s->ranks <= out->seq, "%d ranks for a sequence of %lld tokens; at most one rank a token", s->ranks,
           (long long)out->seq);

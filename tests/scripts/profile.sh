@@ -6,6 +6,11 @@ autosp=$1 src=$2
 command -v python3 >/dev/null || exit 77
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
+if "$autosp" train "$src/tests/fixtures/llama.pt2" --data "$src/examples/tiny-text/train.txt" --seq 64 --steps 2 --threads 1 \
+    --profile "$out/none/trace.json" >"$out/table" 2>"$out/log" || grep -q '^step ' "$out/log" ||
+    ! grep -q -- "--profile: cannot write $out/none/trace.json: No such file" "$out/log"; then
+    echo "a trace that cannot be written is not said before the first step:" && cat "$out/log" && exit 1
+fi
 for dtype in f32 bf16; do
     "$autosp" train "$src/tests/fixtures/llama.pt2" --data "$src/examples/tiny-text/train.txt" --seq 64 --steps 2 --threads 2 \
         --dtype $dtype --profile "$out/trace.json" >"$out/table" 2>"$out/log"
