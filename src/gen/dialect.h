@@ -35,6 +35,8 @@ typedef struct gen_dialect {
     void (*value)(const gen_kernel *k, int i, int u, const char *text, buf *out);
     /* v<i> = 1 in the column whose number is v<arg[1]>, a row's value, 0 in others. */
     void (*here)(const gen_kernel *k, int i, int u, buf *out);
+    /* v<i> = a term that the pass of the sum arg[2] kept. */
+    void (*numerator)(const gen_kernel *k, int i, int u, buf *out);
     /* A reduction: before the columns, at each column, behind them (where v<i> appears). */
     void (*reduce_open)(const gen_kernel *k, int i, buf *out);
     void (*reduce)(const gen_kernel *k, int i, int u, buf *out);

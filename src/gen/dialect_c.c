@@ -33,9 +33,7 @@ static const char functions[] =
     "INLINE vf k_relu(vf x) { return vselect((x > 0.f) | (x != x), x, vset(0)); }\n"
     "INLINE vf k_equal(vf x, vf y) { return vselect(x == y, vset(1), vset(0)); }\n"
     "INLINE vf k_choose(vf c, vf x, vf y) { return vselect(c != 0.f, x, y); }\n"
-    "INLINE vf k_exp_below(vf x) { return vexp2_neg(x * 1.44269504088896340736f); }\n"
     "INLINE vf k_index(int64_t c) { return __builtin_convertvector(viota() + (int32_t)c, vf); }\n"
-    "INLINE vf k_exp_below_near(vf x) { return vexp2_near(x * 1.44269504088896340736f); }\n"
     "/* 1 in the column whose number is that of v, which few vectors hold. */\n"
     "INLINE vf k_here(vf v, int64_t c) {\n"
     "    if (__builtin_expect((uint64_t)((int64_t)v[0] - c) < VL, 0)) return k_equal(k_index(c), v);\n"
@@ -166,6 +164,12 @@ static void open(const gen_kernel *k, buf *out) {
     for (int i = 0, sum = 0; i < k->out.n; i++)
         if (k->out.data[i].store >= GEN_COLUMNS)
             buf_printf(out, "        float *const y%d = a->columns + %d * a->columns_stride;\n", i, sum++);
+    for (int i = 0; i < k->s.n; i++)
+        if (k->s.data[i].kind == GEN_EXP_SUM && gen_terms(k, i) >= 0)
+            buf_printf(out,
+                       "        float *const e%d = a->terms + %d * gen_terms_floats(c1), *const f%d = e%d + "
+                       "gen_terms_room(c1);\n",
+                       i, gen_terms(k, i), i, i);
     buf_printf(out, "        int64_t c;\n");
 }
 
@@ -281,17 +285,30 @@ static int exp_sum_of(const gen_kernel *k, int i) {
     return -1;
 }
 
+/* What the terms of this block, or of a vector alone, were taken relative to: the blocks' lie in front of the rest's.
+ */
+static const char *kept_from(int u) { return u == GEN_ALONE ? "c1 / (4 * VL) + c % (4 * VL) / VL" : "c / (4 * VL)"; }
+
 static void exp_sum(const gen_kernel *k, int i, int u, buf *out) {
-    const int x = k->s.data[i].arg[0];
-    if (u == GEN_ALONE) {
-        buf_printf(out, "            s%d = vexp_sum_add(s%d, (vf[]){k_keep(v%d, left, -INFINITY)}, 1);\n", i, i, x);
-    } else if (u == BLOCK - 1) {
-        buf_printf(out, "            s%d = vexp_sum_add(s%d, (vf[]){", i, i);
-        for (int j = 0; j < BLOCK; j++) {
-            gen_name(k, x, j, out);
-            buf_printf(out, j + 1 < BLOCK ? ", " : "}, %d);\n", BLOCK);
-        }
+    const int x = k->s.data[i].arg[0], n = u == GEN_ALONE ? 1 : BLOCK;
+    const bool keeps = gen_terms(k, i) >= 0;
+    if (u != GEN_ALONE && u != BLOCK - 1) return;
+    buf_printf(out, "            s%d = vexp_sum_%s(s%d, (vf[]){", i, keeps ? "keep" : "add", i);
+    if (u == GEN_ALONE) buf_printf(out, "k_keep(v%d, left, -INFINITY)", x);
+    for (int j = 0; j < BLOCK && u != GEN_ALONE; j++) {
+        buf_printf(out, j ? ", " : "");
+        gen_name(k, x, j, out);
     }
+    buf_printf(out, "}, %d", n);
+    if (keeps) buf_printf(out, ", e%d + c, f%d + %s", i, i, kept_from(u));
+    buf_printf(out, ");\n");
+}
+
+static void numerator(const gen_kernel *k, int i, int u, buf *out) {
+    const int s = k->s.data[i].arg[2];
+    if (u <= 0) buf_printf(out, "            k%d = vexp_scale_next(k%d, s%d, f%d[%s]);\n", s, s, s, s, kept_from(u));
+    name(k, i, u, out);
+    buf_printf(out, "vld(e%d + %s) * k%d.factor;\n", s, first(u), s);
 }
 
 static bool is_sum(const gen_kernel *k, int i) { return k->s.data[i].kind == GEN_SUM; }
@@ -333,6 +350,8 @@ static void reduce_close(const gen_kernel *k, int i, buf *out) {
     }
     if (k->s.data[i].kind == GEN_EXP_SUM) {
         buf_printf(out, "        const vf v%d = vset(vexp_sum_end(s%d));\n", i, i);
+        if (gen_terms(k, i) >= 0)
+            buf_printf(out, "        vexp_scale k%d = vexp_scale_of(s%d, vexp_sum_from(s%d));\n", i, i, i);
         return;
     }
     if (is_sum(k, i))
@@ -419,6 +438,7 @@ const gen_dialect gen_dialect_c = {.prelude = prelude,
                                    .index = index_of,
                                    .value = value,
                                    .here = here,
+                                   .numerator = numerator,
                                    .reduce_open = reduce_open,
                                    .reduce = reduce,
                                    .reduce_close = reduce_close,

@@ -5,8 +5,8 @@
  */
 #include "gen/kernel.h"
 
-static const char *const kind_name[GEN_KINDS] = {"load",        "const", "cols", "index",      "",    "round",
-                                                 "exp below 0", "sum",   "max",  "sum of exp", "pick"};
+static const char *const kind_name[GEN_KINDS] = {"load", "const", "cols",       "index",     "",    "round",
+                                                 "sum",  "max",   "sum of exp", "numerator", "pick"};
 
 gen_kernel *gen_new(arena *a) {
     gen_kernel *k = ARENA_NEW(a, gen_kernel);
@@ -24,7 +24,8 @@ static bool same(const gen_stmt *a, const gen_stmt *b) {
 static int add(gen_kernel *k, gen_stmt s) {
     for (int i = 0; i < k->s.n; i++)
         if (same(&k->s.data[i], &s)) return i;
-    s.row = s.kind == GEN_LOAD ? k->in.data[s.arg[0]].step == GEN_STILL : s.kind != GEN_INDEX;
+    s.row =
+        s.kind == GEN_LOAD ? k->in.data[s.arg[0]].step == GEN_STILL : s.kind != GEN_INDEX && s.kind != GEN_NUMERATOR;
     for (int i = 0; s.kind != GEN_LOAD && i < s.nargs; i++) {
         const gen_stmt *x = &k->s.data[s.arg[i]];
         s.row &= x->row;
@@ -79,10 +80,9 @@ int gen_round(gen_kernel *k, int x, dtype t) {
 
 int gen_reduce(gen_kernel *k, gen_kind kind, int x) { return add(k, (gen_stmt){.kind = kind, .nargs = 1, .arg = {x}}); }
 
-int gen_exp_below(gen_kernel *k, int x, dtype t) {
-    gen_stmt s = {.kind = GEN_BELOW, .nargs = 1, .arg = {x}};
-    if (t == DT_BF16) s.type = t;
-    return add(k, s);
+int gen_numerator(gen_kernel *k, int x, int top) {
+    if (k->s.data[x].row) return gen_op1(k, OP_exp, gen_op2(k, OP_sub, x, top)); /* a row of one column */
+    return add(k, (gen_stmt){.kind = GEN_NUMERATOR, .nargs = 3, .arg = {x, top, gen_reduce(k, GEN_EXP_SUM, x)}});
 }
 
 int gen_pick(gen_kernel *k, int x, int column) {
@@ -134,6 +134,14 @@ static void keep_first(gen_kernel *k) {
     for (int i = 0; !safe && i < k->s.n; i++) k->s.data[i].kept = 0;
 }
 
+int gen_terms(const gen_kernel *k, int exp_sum) {
+    int before = 0;
+    for (int i = 0; i < exp_sum; i++) before += k->s.data[i].kind == GEN_EXP_SUM;
+    for (int i = exp_sum; i < k->s.n; i++)
+        if (k->s.data[i].kind == GEN_NUMERATOR && k->s.data[i].arg[2] == exp_sum) return before;
+    return -1;
+}
+
 bool gen_stored_first(const gen_kernel *k, int i) { return k->s.data[k->out.data[i].value].kept == i + 1; }
 
 void gen_finish(gen_kernel *k) {
@@ -143,6 +151,8 @@ void gen_finish(gen_kernel *k) {
     keep_first(k);
     for (int i = 0; i < k->out.n; i++) k->columns += k->out.data[i].store >= GEN_COLUMNS;
     for (int i = 0; i < k->in.n; i++) k->labels |= k->in.data[i].labels;
+    for (int i = 0; i < k->s.n; i++)
+        if (k->s.data[i].kind == GEN_EXP_SUM) k->terms = (int)max64(k->terms, gen_terms(k, i) + 1);
     k->whole_rows = k->levels > 0 || k->columns > 0;
     for (int i = 0; i < k->s.n; i++) k->whole_rows |= k->s.data[i].kind == GEN_PICK;
     buf text = {0};
@@ -156,7 +166,7 @@ static void elements_behind(const gen_kernel *k, int pass, bool *needed) {
     for (int i = k->s.n - 1; i >= 0; i--) {
         const gen_stmt *s = &k->s.data[i];
         if (s->row) needed[i] = false;
-        if (s->kept && pass > 0) continue;
+        if ((s->kept && pass > 0) || s->kind == GEN_NUMERATOR) continue;
         for (int j = 0; needed[i] && s->kind != GEN_LOAD && j < s->nargs; j++) needed[s->arg[j]] = true;
     }
 }
@@ -187,7 +197,7 @@ void gen_print(const gen_kernel *k, buf *out) {
             buf_printf(out, " %d %s%s%s", s->arg[0], dtype_name(x->type), step[x->step], x->fixed ? " fixed" : "");
             if (x->labels) buf_printf(out, " labels, or %lld", (long long)x->ignore);
         }
-        if (s->kind == GEN_ROUND || ((s->kind == GEN_OP || s->kind == GEN_BELOW) && s->type == DT_BF16))
+        if (s->kind == GEN_ROUND || (s->kind == GEN_OP && s->type == DT_BF16))
             buf_printf(out, " %s", dtype_name(s->type));
         if (s->kind == GEN_CONST) buf_printf(out, " %.17g", s->value);
         for (int j = 0; s->kind != GEN_LOAD && j < s->nargs; j++) buf_printf(out, " %%%d", s->arg[j]);

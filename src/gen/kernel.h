@@ -39,11 +39,12 @@ typedef enum gen_kind {
     GEN_INDEX, /* the column's number, from 0: exact below 2^24 */
     GEN_OP,    /* op of arg[0..]: a row of expr.def; `type` bf16: its EXPR_NEAR */
     GEN_ROUND, /* arg[0] as `type` would hold it: where ops end, what memory would do to it */
-    GEN_BELOW, /* e^arg[0] for arg[0] <= 0, to 6e-8 |arg[0]| of it: a softmax's numerators; `type` bf16: to 3e-6 */
     GEN_SUM,   /* of arg[0] along the row */
     GEN_MAX,
-    GEN_EXP_SUM, /* of e^(arg[0] - its greatest) along the row, with that greatest in the same pass */
-    GEN_PICK,    /* arg[0] in the column whose number is arg[1], a row's value; 0 where there is none */
+    GEN_EXP_SUM,   /* of e^(arg[0] - its greatest) along the row, with that greatest in the same pass */
+    GEN_NUMERATOR, /* e^(arg[0] - arg[1]), arg[1] the greatest: the terms of the GEN_EXP_SUM arg[2] of the same, which
+                      its pass keeps for later ones */
+    GEN_PICK,      /* arg[0] in the column whose number is arg[1], a row's value; 0 where there is none */
     GEN_KINDS
 } gen_kind;
 
@@ -98,6 +99,7 @@ typedef struct gen_kernel {
     int levels;       /* reductions one after the other: passes - 1 */
     int columns;      /* how many results are column sums */
     bool labels;      /* an operand is labels, to be checked */
+    int terms;        /* how many sums of exponentials keep their terms, in scratch: gen_terms_floats each */
     bool whole_rows;  /* a row may not be cut: it is reduced */
     uint64_t hash;    /* of its text: equal kernels are compiled once */
     const char *name; /* the ops in it, for people: add+rmsnorm */
@@ -112,7 +114,8 @@ int gen_index(gen_kernel *k);
 int gen_round(gen_kernel *k, int x, dtype t);
 int gen_reduce(gen_kernel *k, gen_kind kind, int x);
 int gen_pick(gen_kernel *k, int x, int column);
-int gen_exp_below(gen_kernel *k, int x, dtype t); /* for a result that is rounded to t at once */
+/* e^(x - top) beside the sum of these; top: the greatest x, or more where all are -inf. Relative error 3e-7. */
+int gen_numerator(gen_kernel *k, int x, int top);
 int gen_op1(gen_kernel *k, ir_op op, int x);
 int gen_op2(gen_kernel *k, ir_op op, int x, int y);
 int gen_op3(gen_kernel *k, ir_op op, int x, int y, int z);
@@ -128,6 +131,9 @@ bool gen_stored_first(const gen_kernel *k, int i);
 /* The same for the one column of a GEN_PICK. */
 void gen_pick_needs(const gen_kernel *k, int pick, bool *needed);
 void gen_print(const gen_kernel *k, buf *out);
+
+/* Are the terms of this sum of exponentials kept? Which of those is it: from 0, or -1. */
+int gen_terms(const gen_kernel *k, int exp_sum);
 
 /* Has this op an expression (expr.def)? */
 bool gen_has_expr(ir_op op);

@@ -129,6 +129,16 @@ static int mean(gen_kernel *k, int x) { return gen_op2(k, OP_div, gen_reduce(k, 
 static int mul(gen_kernel *k, int x, int y) { return gen_op2(k, OP_mul, x, y); }
 static int sub(gen_kernel *k, int x, int y) { return gen_op2(k, OP_sub, x, y); }
 
+/* The greatest of a row; the bound is for rows of -inf. */
+static int greatest(gen_kernel *k, int x) { return gen_op2(k, OP_max, gen_reduce(k, GEN_MAX, x), gen_const(k, -3e38)); }
+
+/* e^x over the sum of these along the row; 0 in rows of -inf, whose sum is 0 where others' are 1 or more. */
+static int softmax(gen_kernel *k, int x) {
+    int e = gen_numerator(k, x, greatest(k, x));
+    int total = gen_op2(k, OP_max, gen_reduce(k, GEN_EXP_SUM, x), gen_const(k, 1e-30));
+    return mul(k, e, gen_op1(k, OP_recip, total));
+}
+
 /* 1 / sqrt(mean of squares + eps) */
 static int inverse_root(gen_kernel *k, int x, const ir_node *n) {
     return gen_op1(k, OP_rsqrt, gen_op2(k, OP_add, mean(k, mul(k, x, x)), gen_const(k, ir_float(n, "eps", 0))));
@@ -179,19 +189,15 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
         nout = 3;
         break;
     }
-    case OP_softmax: { /* the bounds are for rows of -inf, which give 0: other rows' sums are 1 or more */
-        int top = gen_op2(k, OP_max, gen_reduce(k, GEN_MAX, in[0]), gen_const(k, -3e38));
-        int e = gen_exp_below(k, sub(k, in[0], top), type[0]);
-        int total = gen_op2(k, OP_max, gen_reduce(k, GEN_EXP_SUM, in[0]), gen_const(k, 1e-30));
-        value[0] = mul(k, e, gen_op1(k, OP_recip, total));
+    case OP_softmax:
+        value[0] = softmax(k, in[0]);
         break;
-    }
     case OP_softmax_grad: /* (y, dy): y (dy - <y, dy>) */
         value[0] = mul(k, in[0], sub(k, in[1], gen_reduce(k, GEN_SUM, mul(k, in[0], in[1]))));
         break;
     case OP_xent: {
         int ignore = gen_const(k, (double)ir_int(n, "ignore", -100)), zero = gen_const(k, 0);
-        int top = gen_op2(k, OP_max, gen_reduce(k, GEN_MAX, in[0]), gen_const(k, -3e38));
+        int top = greatest(k, in[0]);
         int logit = gen_pick(k, in[0], in[1]);
         int total = gen_op1(k, OP_log, gen_reduce(k, GEN_EXP_SUM, in[0]));
         /* top - logit first: it is exact near the maximum, and the logarithm is then not lost in it */
@@ -204,9 +210,10 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
         nout = 2;
         break;
     }
-    case OP_xent_grad: { /* (softmax - one hot) dloss; labels were checked by the forward */
+    case OP_xent_grad: { /* (softmax - one hot) dloss; labels were checked by the forward. Its lse is not used: the sum
+                          * is taken again, so that it has the same bits beside the loss, where it is there anyway. */
         int ignored = gen_op2(k, OP_eq, in[1], gen_const(k, (double)ir_int(n, "ignore", -100)));
-        int here = gen_op2(k, OP_eq, gen_index(k), in[1]), p = gen_exp_below(k, sub(k, in[0], in[2]), type[0]);
+        int here = gen_op2(k, OP_eq, gen_index(k), in[1]), p = softmax(k, in[0]);
         value[0] = gen_op3(k, OP_select, ignored, gen_const(k, 0), mul(k, sub(k, p, here), in[3]));
         break;
     }

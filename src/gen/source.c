@@ -67,9 +67,9 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, int u, b
     case GEN_COLS:
         buf_printf(&text, "k_number((float)a->cols)");
         break;
-    case GEN_BELOW:
-        substitute(k, s->type == DT_BF16 ? "k_exp_below_near(x)" : "k_exp_below(x)", s->arg, u, &text);
-        break;
+    case GEN_NUMERATOR:
+        d->numerator(k, i, u, out);
+        return;
     case GEN_SUM:
     case GEN_MAX:
     case GEN_EXP_SUM:

@@ -19,8 +19,26 @@ static int64_t row_count(const dev_call *c) {
 static int64_t row_length(const dev_call *c) { return c->out[0].dim[c->out[0].rank - 1]; }
 static int64_t chunk_count(int64_t rows) { return max64(1, min64(MAX_CHUNKS, ceil_div(rows, CHUNK_ROWS))); }
 
+/* Threads at most: as many as the workspace was asked for. */
+static int team(const dev_call *c) { return (int)max64(1, min64(c->threads, omp_get_max_threads())); }
+
+/* Floats of the chunks' sums; behind them, for each thread, what its row keeps of exponentials. */
+static int64_t sum_floats(const dev_call *c) {
+    return c->kernel->columns * chunk_count(row_count(c)) * round_up(row_length(c), LINE);
+}
+static int64_t kept_floats(const dev_call *c) {
+    return gen_compilable(c->kernel) ? c->kernel->terms * gen_terms_floats(row_length(c)) : 0; /* else interpreted */
+}
+
 int64_t cpu_fused_workspace(const dev_call *c) {
-    return c->kernel->columns * chunk_count(row_count(c)) * round_up(row_length(c), LINE) * (int64_t)sizeof(float);
+    return (sum_floats(c) + max64(1, c->threads) * kept_floats(c)) * (int64_t)sizeof(float);
+}
+
+/* The arguments of the calling thread. */
+static gen_args mine(const dev_call *c, const gen_args *a) {
+    gen_args m = *a;
+    m.terms = (float *)c->work + sum_floats(c) + omp_get_thread_num() * kept_floats(c);
+    return m;
 }
 
 /* Without code the kernel is interpreted. */
@@ -54,12 +72,12 @@ static void add_chunks(const gen_args *a, const gen_result *r, void *out, const 
 
 static void run_columns(const dev_call *c, const gen_args *a, int64_t rows) {
     const int64_t chunks = chunk_count(rows), apart = c->kernel->columns * a->columns_stride;
-#pragma omp parallel for schedule(static) if (rows * a->cols >= ROWS_ALONE)
+#pragma omp parallel for schedule(static) num_threads(team(c)) if (rows * a->cols >= ROWS_ALONE)
     for (int64_t k = 0; k < chunks; k++) {
-        gen_args mine = *a;
-        mine.columns = (float *)c->work + k * apart;
-        memset(mine.columns, 0, sizeof(float) * (size_t)apart);
-        c->code(&mine, rows * k / chunks, rows * (k + 1) / chunks, 0, a->cols);
+        gen_args m = mine(c, a);
+        m.columns = (float *)c->work + k * apart;
+        memset(m.columns, 0, sizeof(float) * (size_t)apart);
+        c->code(&m, rows * k / chunks, rows * (k + 1) / chunks, 0, a->cols);
     }
     const float *sums = c->work;
     for (int i = 0; i < c->nout; i++) {
@@ -82,10 +100,14 @@ sp_status cpu_fused(dev_call *c) {
     const int64_t block =
         pieces > 1 ? 1 : max64(1, min64(ceil_div(rows, 2 * omp_get_max_threads()), ceil_div(ELEM_CHUNK, a.cols)));
     const int64_t blocks = ceil_div(rows, block);
-#pragma omp parallel for schedule(static) if (rows * a.cols >= ROWS_ALONE)
-    for (int64_t i = 0; i < blocks * pieces; i++) {
-        int64_t r = i / pieces * block, p = i % pieces * ELEM_CHUNK;
-        c->code(&a, r, min64(rows, r + block), p, pieces > 1 ? min64(a.cols, p + ELEM_CHUNK) : a.cols);
+#pragma omp parallel num_threads(team(c)) if (rows * a.cols >= ROWS_ALONE)
+    {
+        const gen_args m = mine(c, &a);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < blocks * pieces; i++) {
+            int64_t r = i / pieces * block, p = i % pieces * ELEM_CHUNK;
+            c->code(&m, r, min64(rows, r + block), p, pieces > 1 ? min64(a.cols, p + ELEM_CHUNK) : a.cols);
+        }
     }
     return SP_OK;
 }

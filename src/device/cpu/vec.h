@@ -296,7 +296,11 @@ INLINE float vsum(vf x) {
         for (int i = 0; i < w; i++) t[i] += t[i + w];
     return t[0];
 }
-INLINE float vmaxlane(vf x) {
+INLINE float vmaxlane(vf x) { /* NaN where one is */
+#ifdef __AVX512F__
+    if (_mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q)) return NAN;
+    return _mm512_reduce_max_ps((__m512)x);
+#endif
     float t[VL];
     vst(t, x);
     float m = t[0];
@@ -486,8 +490,8 @@ typedef struct vexp_sum {
 } vexp_sum;
 
 INLINE vexp_sum vexp_sum_start(void) { return (vexp_sum){.top = -INFINITY}; }
-/* Adds n <= VEXP_BLOCK vectors; -inf adds nothing. */
-INLINE vexp_sum vexp_sum_add(vexp_sum s, const vf *x, int n) {
+/* Adds n <= VEXP_BLOCK vectors; -inf adds nothing. term[] becomes what is added, which may lie in x's place. */
+INLINE vexp_sum vexp_sum_terms(vexp_sum s, const vf *x, int n, vf *term) {
     const float log2e = 1.44269504088896340736f;
     vf most = x[0];
 #pragma GCC unroll 4
@@ -513,15 +517,49 @@ INLINE vexp_sum vexp_sum_add(vexp_sum s, const vf *x, int n) {
         for (int i = 0; i < n; i++) t[i] = (x[i] - s.top) * log2e;
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < n; i++) s.sum[i] += vexp2_term(t[i]);
+    for (int i = 0; i < n; i++) s.sum[i] += term[i] = vexp2_term(t[i]);
     return s;
+}
+INLINE vexp_sum vexp_sum_add(vexp_sum s, const vf *x, int n) {
+    vf term[VEXP_BLOCK];
+    return vexp_sum_terms(s, x, n, term);
+}
+/* What terms are to be multiplied with at the end, when they are over e^top: near 1. */
+INLINE vf vexp_sum_rest(vexp_sum s) {
+    if (s.far || s.top == -INFINITY) return vset(1);
+    return vexp2_neg(vfma(vset(s.top), vset(-1.44269504088896340736f), vset(s.shift)));
 }
 /* 1 or more, 0 when all were -inf, NaN when one was. */
 INLINE float vexp_sum_end(vexp_sum s) {
     float total = vsum((s.sum[0] + s.sum[1]) + (s.sum[2] + s.sum[3]));
     if (s.top == -INFINITY) return total;
-    if (!s.far) total *= vexp2_neg(vfma(vset(s.top), vset(-1.44269504088896340736f), vset(s.shift)))[0];
+    total *= vexp_sum_rest(s)[0];
     return total < 1 ? 1 : total;
+}
+
+/* The same with the terms kept, for numerators: each with what it was taken relative to, which a greater x behind it
+ * may have changed. */
+INLINE float vexp_sum_from(vexp_sum s) { return s.far ? s.top : s.shift; }
+INLINE vexp_sum vexp_sum_keep(vexp_sum s, const vf *x, int n, float *term, float *from) {
+    vf t[VEXP_BLOCK];
+    s = vexp_sum_terms(s, x, n, t);
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) vst(term + i * VL, t[i]);
+    *from = vexp_sum_from(s);
+    return s;
+}
+/* What makes e^(x - top) of terms relative to `from`, when all have been added: from one such piece of the row to the
+ * next it seldom changes. */
+typedef struct vexp_scale {
+    float from;
+    vf factor;
+} vexp_scale;
+INLINE vexp_scale vexp_scale_of(vexp_sum s, float from) {
+    const float apart = s.far ? (from - s.top) * 1.44269504088896340736f : from - s.shift;
+    return (vexp_scale){from, vexp2_neg(vmin(vset(0), vset(apart))) * vexp_sum_rest(s)};
+}
+INLINE vexp_scale vexp_scale_next(vexp_scale k, vexp_sum s, float from) {
+    return __builtin_expect(from == k.from, 1) ? k : vexp_scale_of(s, from);
 }
 
 /* ---- for results that are rounded to bf16 next, whose half unit is 2e-3 ---- */

@@ -49,8 +49,8 @@ static double evaluate(const frame *f, const gen_stmt *s, int64_t col) {
         return ref_eval(s->op, s->nargs, x);
     case GEN_ROUND:
         return rounded(x[0], s->type);
-    case GEN_BELOW:
-        return exp(x[0]);
+    case GEN_NUMERATOR:
+        return exp(x[0] - x[1]);
     case GEN_SUM:
     case GEN_MAX:
     case GEN_EXP_SUM:
