@@ -9,6 +9,10 @@
  *
  * Rows of an operand read by columns that lie a multiple of 4096 bytes apart fall into the same cache sets. Such parts
  * are first copied to the workspace, where their rows lie otherwise.
+ *
+ * In bf16 the library interleaves pairs of B's rows, and does so again for every block of rows of C. Where C has many
+ * rows, B is brought into the layout that the library asks for first, once, as many columns of it at a time as stay in
+ * a cache.
  */
 #include "device/cpu/gemm_library.h"
 
@@ -41,8 +45,9 @@ sp_status gemm_library_run(gemm_library *g, const void *a, const void *b, void *
 #include <stdlib.h>
 
 /* PART: the most rows or columns of C, or steps of k, of one part; a multiple of ALIGN.
- * SETS: rows a multiple of so many bytes apart share the sets of the first-level cache. */
-enum { PART = 1792, ALIGN = 16, SETS = 4096 };
+ * SETS: rows a multiple of so many bytes apart share the sets of the first-level cache.
+ * PACKED_BYTES: the most of B that is packed at once. */
+enum { PART = 1792, ALIGN = 16, SETS = 4096, PACKED_BYTES = 8 << 20 };
 
 /* Parts of k: the first sets or adds as asked, later ones add; the last may be short. */
 typedef enum step { FIRST, LATER, SHORT, STEPS } step;
@@ -51,13 +56,17 @@ typedef struct product {
     dnnl_primitive_desc_t pd; /* owns the text impl points to */
     dnnl_primitive_t prim;    /* NULL: no part has this shape */
     dnnl_memory_t a, b, c, bias, scratch;
+    dnnl_primitive_t pack; /* brings B into the layout that prim reads; NULL: prim reads it as it lies */
+    dnnl_memory_t packed, pack_scratch;
 } product;
 
 struct gemm_library {
     kern_gemm_desc d;
     int64_t m, n, k; /* of a part that is not short */
     int64_t ld;      /* from one k step to the next of the copy of A's part; 0: A is used where it lies */
-    size_t ws;       /* of the library; the copy lies before it */
+    bool packs;      /* B's part is packed first, where the library has a layout for it */
+    size_t packed;   /* bytes of that */
+    size_t ws;       /* of the library; the copy of A's part and then B's packed one lie before it */
     const char *impl;
     dnnl_stream_t stream;
     product part[2][2][STEPS]; /* [m is short][n is short][step] */
@@ -98,10 +107,32 @@ static bool library_form(const kern_gemm_desc *d) {
     return true;
 }
 
+/* A memory for the scratchpad of pd, for which there will be room. */
+static bool make_scratch(gemm_library *g, const_dnnl_primitive_desc_t pd, dnnl_memory_t *scratch) {
+    const dnnl_memory_desc_t *md = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
+    const size_t ws = dnnl_memory_desc_get_size(md);
+    if (ws > g->ws) g->ws = ws;
+    return !dnnl_memory_create(scratch, md, engine, DNNL_MEMORY_NONE);
+}
+
+/* What packs B, described by b, for a product that wants it in another layout. */
+static bool make_pack(const dnnl_memory_desc_t *b, const_dnnl_primitive_attr_t attr, gemm_library *g, product *p) {
+    const dnnl_memory_desc_t *packed = dnnl_primitive_desc_query_md(p->pd, dnnl_query_weights_md, 0);
+    if (dnnl_memory_desc_equal(packed, b)) return true;
+    const size_t bytes = (size_t)round_up((int64_t)dnnl_memory_desc_get_size(packed), KERN_ALIGN);
+    if (bytes > g->packed) g->packed = bytes;
+    dnnl_primitive_desc_t pd = NULL;
+    bool ok = !dnnl_reorder_primitive_desc_create(&pd, b, engine, packed, engine, attr) &&
+              !dnnl_primitive_create(&p->pack, pd) && make_scratch(g, pd, &p->pack_scratch) &&
+              !dnnl_memory_create(&p->packed, packed, engine, DNNL_MEMORY_NONE);
+    if (pd) dnnl_primitive_desc_destroy(pd);
+    return ok;
+}
+
 /* The primitive of one part's shape, d. */
 static bool make_product(const kern_gemm_desc *d, gemm_library *g, product *p) {
-    dnnl_memory_desc_t a, b, c, bias;
-    dnnl_primitive_attr_t attr = NULL;
+    dnnl_memory_desc_t a, b, wanted, c, bias;
+    dnnl_primitive_attr_t attr = NULL, plain = NULL;
     dnnl_post_ops_t ops = NULL;
     dnnl_matmul_desc_t op;
     bool ok = matrix(d, d->ab, d->m, d->k, d->a_rs, d->a_cs, d->a_bs, &a) &&
@@ -113,36 +144,47 @@ static bool make_product(const kern_gemm_desc *d, gemm_library *g, product *p) {
         dims[d->nbatch + 1] = d->n, strides[d->nbatch + 1] = 1;
         ok = ok && !dnnl_memory_desc_init_by_strides(&bias, d->nbatch + 2, dims, data_type(d->c), strides);
     }
+    wanted = b;
+    if (g->packs) ok = ok && !dnnl_memory_desc_init_by_tag(&wanted, 2, b.dims, b.data_type, dnnl_format_tag_any);
     ok = ok && !dnnl_primitive_attr_create(&attr);
     ok = ok && !dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
+    ok = ok && !dnnl_primitive_attr_clone(&plain, attr);
     if (d->alpha != 1) ok = ok && !dnnl_primitive_attr_set_output_scales(attr, 1, 0, &d->alpha);
     if (d->beta != 0) {
         ok = ok && !dnnl_post_ops_create(&ops) && !dnnl_post_ops_append_sum(ops, d->beta);
         ok = ok && !dnnl_primitive_attr_set_post_ops(attr, ops);
     }
-    ok = ok && !dnnl_matmul_desc_init(&op, &a, &b, d->bias ? &bias : NULL, &c);
+    ok = ok && !dnnl_matmul_desc_init(&op, &a, &wanted, d->bias ? &bias : NULL, &c);
     ok = ok && !dnnl_primitive_desc_create(&p->pd, &op, attr, engine, NULL);
+    if (g->packs) ok = ok && make_pack(&b, plain, g, p);
     if (ops) dnnl_post_ops_destroy(ops);
     if (attr) dnnl_primitive_attr_destroy(attr);
+    if (plain) dnnl_primitive_attr_destroy(plain);
     ok = ok && !dnnl_primitive_desc_query(p->pd, dnnl_query_impl_info_str, 0, &g->impl);
     /* The library's reference code is slower than ours by orders of magnitude. */
     ok = ok && !strstr(g->impl, "ref");
     ok = ok && !dnnl_primitive_create(&p->prim, p->pd);
     if (!ok) return false;
-    const dnnl_memory_desc_t *scratch = dnnl_primitive_desc_query_md(p->pd, dnnl_query_scratchpad_md, 0);
-    size_t ws = dnnl_memory_desc_get_size(scratch);
-    if (ws > g->ws) g->ws = ws;
     return !dnnl_memory_create(&p->a, &a, engine, DNNL_MEMORY_NONE) &&
            !dnnl_memory_create(&p->b, &b, engine, DNNL_MEMORY_NONE) &&
            !dnnl_memory_create(&p->c, &c, engine, DNNL_MEMORY_NONE) &&
            (!d->bias || !dnnl_memory_create(&p->bias, &bias, engine, DNNL_MEMORY_NONE)) &&
-           !dnnl_memory_create(&p->scratch, scratch, engine, DNNL_MEMORY_NONE);
+           make_scratch(g, p->pd, &p->scratch);
 }
 
-/* Nearly equal parts of at most PART, so that none is too thin. */
-static int64_t part_of(int64_t x) {
-    int64_t parts = ceil_div(x, PART);
+/* Nearly equal parts of at most `most`, so that none is too thin. */
+static int64_t nearly_equal(int64_t x, int64_t most) {
+    int64_t parts = ceil_div(x, most);
     return parts == 1 ? x : round_up(ceil_div(x, parts), ALIGN);
+}
+static int64_t part_of(int64_t x) { return nearly_equal(x, PART); }
+
+/* Columns of bf16 that are packed at once, at most. */
+static int64_t packed_columns(const kern_gemm_desc *d) { return PACKED_BYTES / (2 * d->k) / ALIGN * ALIGN; }
+
+/* Is packing B worth it? Not for few rows, nor where the parts would be thin, nor for a B that is transposed too. */
+static bool packs(const kern_gemm_desc *d) {
+    return !d->nbatch && d->b_cs == 1 && d->n > 1 && d->m >= 512 && packed_columns(d) >= min64(d->n, 256);
 }
 
 /* Is A worth copying? Not for a narrow C, where that takes as long as it saves; with a C of 16 MiB nothing is left of
@@ -154,6 +196,10 @@ static bool copies(const kern_gemm_desc *d) {
 static void choose_parts(gemm_library *g) {
     const kern_gemm_desc *d = &g->d;
     g->m = d->m, g->n = d->n, g->k = d->k;
+    if (d->ab == DT_BF16 && packs(d)) {
+        g->packs = true;
+        g->n = nearly_equal(d->n, packed_columns(d));
+    }
     /* Sums of bf16 would be rounded after each part of k; the other forms are fast as they are. */
     if (d->ab != DT_F32 || d->nbatch || d->b_cs != 1) return;
     const bool copy = copies(d);
@@ -206,9 +252,10 @@ void gemm_library_free(gemm_library *g) {
     product *all = &g->part[0][0][0];
     for (int i = 0; i < 2 * 2 * STEPS; i++) {
         product *p = &all[i];
-        dnnl_memory_t memory[] = {p->a, p->b, p->c, p->bias, p->scratch};
-        for (int k = 0; k < 5; k++)
+        dnnl_memory_t memory[] = {p->a, p->b, p->c, p->bias, p->scratch, p->packed, p->pack_scratch};
+        for (size_t k = 0; k < sizeof memory / sizeof *memory; k++)
             if (memory[k]) dnnl_memory_destroy(memory[k]);
+        if (p->pack) dnnl_primitive_destroy(p->pack);
         if (p->prim) dnnl_primitive_destroy(p->prim);
         if (p->pd) dnnl_primitive_desc_destroy(p->pd);
     }
@@ -218,30 +265,46 @@ void gemm_library_free(gemm_library *g) {
 
 static size_t copy_bytes(const gemm_library *g) { return sizeof(float) * (size_t)(g->k * g->ld); }
 
-size_t gemm_library_ws(const gemm_library *g) { return copy_bytes(g) + g->ws; }
+size_t gemm_library_ws(const gemm_library *g) { return copy_bytes(g) + g->packed + g->ws; }
 const char *gemm_library_impl(const gemm_library *g) { return g->impl; }
 
-static dnnl_status_t run_product(gemm_library *g, const product *p, const void *a, const void *b, void *c,
-                                 const void *bias, void *ws) {
-    /* The interface has no const; inputs are not written. */
-    struct {
-        int arg;
-        dnnl_memory_t memory;
-        void *data;
-    } use[] = {{DNNL_ARG_SRC, p->a, (void *)(uintptr_t)a},
-               {DNNL_ARG_WEIGHTS, p->b, (void *)(uintptr_t)b},
-               {DNNL_ARG_DST, p->c, c},
-               {DNNL_ARG_SCRATCHPAD, p->scratch, ws},
-               {DNNL_ARG_BIAS, p->bias, (void *)(uintptr_t)bias}};
+typedef struct use {
+    int arg;
+    dnnl_memory_t memory;
+    void *data;
+} use;
+
+static dnnl_status_t execute(const gemm_library *g, dnnl_primitive_t prim, int n, const use *uses) {
     dnnl_exec_arg_t args[5];
-    int n = p->bias ? 5 : 4;
     dnnl_status_t status = dnnl_success;
     for (int i = 0; i < n && status == dnnl_success; i++) {
-        args[i] = (dnnl_exec_arg_t){use[i].arg, use[i].memory};
-        status = dnnl_memory_set_data_handle(use[i].memory, use[i].data);
+        args[i] = (dnnl_exec_arg_t){uses[i].arg, uses[i].memory};
+        status = dnnl_memory_set_data_handle(uses[i].memory, uses[i].data);
     }
-    if (status == dnnl_success) status = dnnl_primitive_execute(p->prim, g->stream, n, args);
-    return status;
+    if (status == dnnl_success) status = dnnl_primitive_execute(prim, g->stream, n, args);
+    /* What it reads or writes may be overwritten next. */
+    return status == dnnl_success ? dnnl_stream_wait(g->stream) : status;
+}
+
+/* The interface has no const; inputs are not written. */
+static void *input(const void *p) { return (void *)(uintptr_t)p; }
+
+static dnnl_status_t run_product(const gemm_library *g, const product *p, const void *a, const void *b, void *c,
+                                 const void *bias, char *ws) {
+    char *packed = ws + copy_bytes(g), *scratch = packed + g->packed;
+    if (p->pack) {
+        const use pack[] = {{DNNL_ARG_FROM, p->b, input(b)},
+                            {DNNL_ARG_TO, p->packed, packed},
+                            {DNNL_ARG_SCRATCHPAD, p->pack_scratch, scratch}};
+        dnnl_status_t status = execute(g, p->pack, 3, pack);
+        if (status != dnnl_success) return status;
+    }
+    const use args[] = {{DNNL_ARG_SRC, p->a, input(a)},
+                        {DNNL_ARG_WEIGHTS, p->pack ? p->packed : p->b, p->pack ? packed : input(b)},
+                        {DNNL_ARG_DST, p->c, c},
+                        {DNNL_ARG_SCRATCHPAD, p->scratch, scratch},
+                        {DNNL_ARG_BIAS, p->bias, input(bias)}};
+    return execute(g, p->prim, p->bias ? 5 : 4, args);
 }
 
 /* The part of A from row m0 and step k0 on, where its product takes it from. */
@@ -265,10 +328,9 @@ static dnnl_status_t run_parts(gemm_library *g, const char *a, const char *b, ch
             const char *part = part_of_a(g, m0, k0, a, ws);
             for (int64_t n0 = 0; n0 < d->n; n0 += g->n) {
                 const product *p = &g->part[m0 + g->m > d->m][n0 + g->n > d->n][s];
-                dnnl_status_t status = run_product(g, p, part, b + (k0 * d->b_rs + n0 * d->b_cs) * ab,
-                                                   c + (m0 * d->c_rs + n0 * d->c_cs) * ce, bias ? bias + n0 * ce : NULL,
-                                                   ws + copy_bytes(g));
-                if (status == dnnl_success) status = dnnl_stream_wait(g->stream); /* before the copy is made anew */
+                dnnl_status_t status =
+                    run_product(g, p, part, b + (k0 * d->b_rs + n0 * d->b_cs) * ab,
+                                c + (m0 * d->c_rs + n0 * d->c_cs) * ce, bias ? bias + n0 * ce : NULL, ws);
                 if (status != dnnl_success) return status;
             }
         }
