@@ -3,8 +3,8 @@
  * A value is a vector of columns (vf of device/cpu/vec.h, whose text stands in front of the kernels: one source of all
  * polynomials). Columns go in blocks of four vectors: the long chains of an exponential then run side by side, where
  * the processor's window holds too little of one after the other; and neighbours are read and written as pairs (bf16).
- * A kernel with several passes fetches the next row in its first, as it waits for memory only there; not of f32, where
- * the processor's own fetching is early enough and this came in its way.
+ * A kernel with several passes fetches the next row in its first, as it waits for memory only there; of f32 only
+ * beside terms that are kept: elsewhere the processor's own fetching is early enough and this came in its way.
  *
  * Sums along a row are taken lane by lane, for each vector of a block apart, and then over vectors and lanes in a fixed
  * order, so they depend on the row and on the width of vectors alone. A kernel has no threads: it is called with its
@@ -188,8 +188,9 @@ static void open_columns(const gen_kernel *k, int pass, bool in_block, buf *out)
                "        for (; c + %d * VL <= c1; c += %d * VL) {\n",
                BLOCK, BLOCK);
     for (int i = 0; i < k->in.n && pass == 0 && k->levels > 0; i++)
-        if (k->in.data[i].step == GEN_UNIT && !k->in.data[i].fixed && k->in.data[i].type == DT_BF16)
-            buf_printf(out, "            k_ahead(x%d, q%d, 2 * c, 2 * %d * VL);\n", i, i, BLOCK);
+        if (k->in.data[i].step == GEN_UNIT && !k->in.data[i].fixed && (k->in.data[i].type == DT_BF16 || k->terms))
+            buf_printf(out, "            k_ahead(x%d, q%d, %d * c, %d * VL);\n", i, i,
+                       (int)dtype_size(k->in.data[i].type), (int)dtype_size(k->in.data[i].type) * BLOCK);
 }
 static void close_columns(buf *out) { buf_printf(out, "        }\n"); }
 
