@@ -88,13 +88,24 @@ static void report_plans(const save_model *m, const remat_plan *const *chosen, s
 
 /* ---- ours -------------------------------------------------------------------------------------- */
 
+/* What points of a chain's surface took when they were lowered. */
+typedef struct judged {
+    int state; /* remat_point */
+    int64_t bytes;
+} judged;
+
+typedef VEC(judged) judgements;
+
 typedef struct search {
     const save_model *m;
     const save_options *o;
     save_report *r;
     remat_chain chain;
-    remat_curve *curve;
+    const remat_curve *surface; /* of all host budgets up to the chain's */
+    const remat_curve *curve;   /* for `host` bytes of it */
     const remat_points *pts;
+    int64_t host;
+    judgements *known;
     const remat_plan **plan; /* by segment */
     int *choice;
 } search;
@@ -126,11 +137,19 @@ static sp_status try_point(search *s, int point, int64_t *bytes) {
         *bytes = s->pts->data[point].peak;
         return SP_OK;
     }
+    judged j = {.state = s->pts->data[point].state};
+    for (int i = 0; i < s->known->n; i++)
+        if (s->known->data[i].state == j.state) {
+            *bytes = s->known->data[i].bytes;
+            return SP_OK;
+        }
     arena *a = arena_new();
     ir_graph *g;
     sp_status ok = save_emit(s->m, a, taken(s, point), &g);
     if (ok == SP_OK) ok = lowered(s->o, g, s->r, bytes);
     arena_free(a);
+    j.bytes = *bytes;
+    vec_push(s->m->a, s->known, j);
     return ok;
 }
 
@@ -154,6 +173,21 @@ static sp_status too_small(const save_model *m, const save_options *o, const rem
     return ok;
 }
 
+/* Of the points from `first` on: that one, or when it does not fit a later one that does, of a few. By kept bytes alone
+ * (a bound from below) the leanest plans compute most again at once, and take more than those behind them. */
+static sp_status probe(search *s, int first, int *point) {
+    *point = first;
+    for (int k = first, step = 1; k < s->pts->n && step <= 16; k += step, step *= 2) {
+        int64_t bytes;
+        if (k > first && s->pts->data[k].peak + s->m->resident > s->o->memory) break;
+        TRY(try_point(s, k, &bytes));
+        if (bytes > s->o->memory) continue;
+        *point = k;
+        break;
+    }
+    return SP_OK;
+}
+
 /* The fastest point that fits, -1 when none does (*least: the leanest's bytes): guess by the estimate and the last
  * candidate's correction, then close in. Only points of less than `limit` seconds count: the leanest of them is tried
  * first, and when it does not fit nothing else is. */
@@ -164,6 +198,7 @@ static sp_status fit(search *s, double limit, int *point, int64_t *least) {
     int64_t bytes = INT64_MAX, budget = s->o->memory;
     k = remat_curve_find(s->curve, budget - s->m->resident);
     if (k < 0 || first) k = first;
+    if (first && first < hi && s->host > 0) TRY(probe(s, first, &k));
     for (int round = 0; hi - lo > 1; round++) {
         TRY(try_point(s, k, &bytes));
         if (budget <= 0 || bytes <= budget) {
@@ -210,9 +245,11 @@ static remat_curve *curve_of(const search *s) {
 /* A search over the chain with these plans of each class, and at most cap bytes by their estimates (0: all). */
 static search search_of(search s, const remat_plans *plans, int64_t host_memory, int64_t cap) {
     s.chain = (remat_chain){.n = s.m->nseg, .cls = s.m->cls, .plans = plans, .host_budget = host_memory, .cap = cap};
-    s.curve = curve_of(&s);
+    s.surface = s.curve = curve_of(&s);
     s.pts = remat_curve_points(s.curve);
+    s.host = host_memory;
     if (cap > 0 && !s.pts->n) return search_of(s, plans, host_memory, 0);
+    s.known = ARENA_NEW(s.m->a, judgements);
     s.plan = ARENA_ARRAY(s.m->a, const remat_plan *, s.m->nseg);
     s.choice = ARENA_ARRAY(s.m->a, int, s.m->nseg);
     return s;
@@ -221,25 +258,55 @@ static search search_of(search s, const remat_plans *plans, int64_t host_memory,
 /* A plan that was lowered. */
 typedef struct found {
     search s;
-    int set, point; /* which of the fronts, from 1; -1: none */
+    int set, point; /* which of the fronts, from 1; -1: none, or not on a front */
     int64_t arena;
+    double seconds;           /* computed again; INFINITY: nothing found */
+    const remat_plan **plans; /* of all segments, where it is not on a front */
 } found;
+
+/* The same search with fewer host bytes. */
+static search narrowed(search s, int64_t host) {
+    s.host = host;
+    s.curve = remat_curve_within(s.m->g->a, s.surface, host); /* the front outlives the pass */
+    s.pts = remat_curve_points(s.curve);
+    return s;
+}
 
 /* Is a point of this search's front faster than the best? When none of it fits: is its leanest the leanest so far? */
 static sp_status try_search(search *s, int set, found *best, found *lean) {
     int point;
     int64_t least;
-    double limit = best->point < 0 ? INFINITY : best->s.pts->data[best->point].seconds;
-    if (s->o->again_limit > 0) limit = fmin(limit, s->o->again_limit);
+    double limit = s->o->again_limit > 0 ? fmin(best->seconds, s->o->again_limit) : best->seconds;
     TRY(fit(s, limit, &point, &least));
     if (remat_curve_cut(s->curve) && point == s->pts->n - 1) { /* the estimates are more than twice too high */
-        *s = search_of(*s, s->chain.plans, s->chain.host_budget, 0);
+        *s = narrowed(search_of(*s, s->chain.plans, s->chain.host_budget, 0), s->host);
         TRY(fit(s, limit, &point, &least));
     }
-    if (point < 0 && (lean->point < 0 || least < lean->arena)) *lean = (found){*s, set, 0, least};
-    bool faster =
-        point >= 0 && (best->point < 0 || s->pts->data[point].seconds < best->s.pts->data[best->point].seconds);
-    if (faster) *best = (found){*s, set, point, s->r->arena};
+    if (point < 0 && (lean->point < 0 || least < lean->arena)) *lean = (found){*s, set, 0, least, INFINITY, NULL};
+    double seconds = point < 0 ? INFINITY : s->pts->data[point].seconds;
+    if (seconds < best->seconds) *best = (found){*s, set, point, s->r->arena, seconds, NULL};
+    return SP_OK;
+}
+
+/* The same for every host budget in turn, in steps of an eighth of a power of two, up to the search's own. A front
+ * holds all that a smaller budget's has, or what beats it, by estimates; the judge may see that otherwise. So the
+ * smaller ones are tried first, whatever the budget: it adds to what they found. Only where a front has something new.
+ */
+static sp_status try_hosts(search *s, int set, found *best, found *lean) {
+    int64_t last = -1, least = s->host;
+    for (int i = 0; i < s->pts->n; i++)
+        if (s->pts->data[i].host) least = min64(least, s->pts->data[i].host);
+    int64_t power = 1;
+    while (power <= least / 2) power *= 2;
+    for (int64_t host = power; last < s->host; host += max64(power / 2, 1)) {
+        if (host >= 2 * power) power *= 2;
+        search x = narrowed(*s, min64(host, s->host));
+        bool fresh = false;
+        for (int i = 0; i < x.pts->n; i++)
+            fresh |= x.pts->data[i].host > last && x.pts->data[i].seconds < best->seconds;
+        last = x.host;
+        if (fresh) TRY(try_search(&x, set, best, lean));
+    }
     return SP_OK;
 }
 
@@ -385,9 +452,9 @@ static sp_status find_plans(const save_model *m, const save_options *o, class_pl
 }
 
 /* The chain's leanest plan by these estimates; with a host, values of as many of the first segments as its memory
- * allows are moved there. */
+ * allows are moved there. *seconds: computed again. */
 static const remat_plan **least_by_estimate(const save_model *m, const remat_plans *plans, int64_t host_memory,
-                                            int64_t *peak) {
+                                            int64_t *peak, double *seconds) {
     remat_chain c = {.n = m->nseg, .cls = m->cls, .plans = plans, .host_budget = host_memory};
     int *choice = ARENA_ARRAY(m->a, int, m->nseg), with = 0;
     for (int lo = 0, hi = m->nseg; host_memory > 0 && hi - lo > 1;) { /* not the last's: they would come back at once */
@@ -399,7 +466,9 @@ static const remat_plan **least_by_estimate(const save_model *m, const remat_pla
             hi = mid;
     }
     remat_chain_least(&c, with, choice);
-    *peak = remat_chain_eval(&c, choice).peak;
+    remat_point e = remat_chain_eval(&c, choice);
+    *peak = e.peak;
+    *seconds = e.seconds;
     const remat_plan **out = ARENA_ARRAY(m->a, const remat_plan *, m->nseg);
     for (int k = 0; k < m->nseg; k++) out[k] = &plans[m->cls[k]].data[choice[k]];
     return out;
@@ -412,21 +481,23 @@ static bool same_plans(const save_model *m, const remat_plan *const *x, const re
     return true;
 }
 
-/* The plan that takes the least when it is lowered, of those that the estimates call leanest; the first of at most
- * `enough` bytes when one is. *bytes: what it takes. */
-static sp_status leanest(const save_model *m, const save_options *o, const class_plans *p, int64_t enough,
-                         save_report *r, const remat_plan ***out, int64_t *bytes) {
+/* The plan that takes the least when it is lowered, of those that the estimates call leanest and that take fewer than
+ * `limit` seconds; the first of at most `enough` bytes when one is. Fails only where lowering does; nothing is found
+ * where out->plans is NULL. */
+static sp_status leanest(const save_model *m, const save_options *o, const class_plans *p, int64_t host, int64_t enough,
+                         double limit, save_report *r, found *out) {
     const remat_plans *sets[] = {p->whole, p->tiled, p->bare, p->whole, p->bare, NULL};
     const remat_plan **seen[6];
     int n = 0;
-    *bytes = INT64_MAX;
-    if (o->host_memory > 0) sets[5] = leanest_on_host(m, p->bare);
-    for (int k = 0; k < (o->host_memory > 0 ? 6 : 3) && *bytes > enough; k++) {
+    *out = (found){.point = -1, .arena = INT64_MAX, .seconds = INFINITY};
+    if (host > 0) sets[5] = leanest_on_host(m, p->bare);
+    for (int k = 0; k < (host > 0 ? 6 : 3) && out->arena > enough; k++) {
         int64_t b;
-        seen[n] = least_by_estimate(m, sets[k], k < 3 ? 0 : o->host_memory, &b);
-        bool again = false;
-        for (int i = 0; i < n && !again; i++) again = same_plans(m, seen[i], seen[n]);
-        if (again) continue;
+        double seconds;
+        seen[n] = least_by_estimate(m, sets[k], k < 3 ? 0 : host, &b, &seconds);
+        bool skip = seconds >= limit;
+        for (int i = 0; i < n && !skip; i++) skip = same_plans(m, seen[i], seen[n]);
+        if (skip) continue;
         if (o->lower) {
             arena *a = arena_new();
             ir_graph *g;
@@ -435,7 +506,7 @@ static sp_status leanest(const save_model *m, const save_options *o, const class
             arena_free(a);
             TRY(ok);
         }
-        if (b < *bytes) *out = seen[n], *bytes = b;
+        if (b < out->arena) *out = (found){.point = -1, .arena = b, .seconds = seconds, .plans = seen[n]};
         n++;
     }
     return SP_OK;
@@ -450,12 +521,11 @@ static sp_status take_leanest(const save_model *m, const remat_plan *const *chos
 
 static sp_status least_policy(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
     class_plans p;
-    const remat_plan **chosen;
-    int64_t bytes;
+    found lean;
     TRY(find_plans(m, o, &p));
     r->resident = m->resident;
-    TRY(leanest(m, o, &p, o->enough, r, &chosen, &bytes));
-    return take_leanest(m, chosen, bytes, r, out);
+    TRY(leanest(m, o, &p, o->host_memory, o->enough, INFINITY, r, &lean));
+    return take_leanest(m, lean.plans, lean.arena, r, out);
 }
 
 /* ---- the fastest that fits ---------------------------------------------------------------------- */
@@ -493,33 +563,44 @@ static sp_status budget_policy(const save_model *m, const save_options *o, save_
         *out = (ir_graph *)m->g;
         return SP_OK;
     }
-    found best = {.point = -1}, lean = {.point = -1};
+    found best = {.point = -1, .seconds = INFINITY}, lean = best;
+    double limit = o->again_limit > 0 ? o->again_limit : INFINITY;
     int64_t room = o->memory - m->resident, cap = o->trial && room > 0 ? 2 * room : 0;
     remat_plans *sets[] = {p.whole, p.tiled, p.whole, p.bare, leanest_on_host(m, p.bare)};
     for (int k = 0; k < (o->host_memory > 0 ? 5 : 2); k++) {
         if (o->take.set && o->take.set != k + 1) continue;
-        if (best.point >= 0 && best.s.pts->data[best.point].seconds <= 0) break;
+        if (best.seconds <= 0) break;
         search x = search_of(s, sets[k], k < 2 ? 0 : o->host_memory, cap);
         if (o->take.set)
-            best = (found){x, k + 1, o->take.point, o->take.arena};
+            best = (found){narrowed(x, o->take.host), k + 1, o->take.point, o->take.arena, 0, NULL};
         else
-            TRY(try_search(&x, k + 1, &best, &lean));
+            TRY((k < 2 ? try_search : try_hosts)(&x, k + 1, &best, &lean));
+        /* The fronts are exact to their resolution only: the leanest plan may still fit. Without the host before with.
+         */
+        if (k == 1 && best.seconds == INFINITY && !o->take.set) {
+            found last;
+            TRY(leanest(m, o, &p, 0, o->memory, limit, r, &last));
+            if (last.arena <= o->memory) best = last;
+        }
     }
-    if (best.point < 0 && o->again_limit > 0) FAIL("no plan computes again less than %g s", o->again_limit);
-    if (best.point < 0) { /* the fronts are exact to their resolution only: the leanest plan may still fit */
-        const remat_plan **chosen;
-        int64_t bytes;
-        TRY(leanest(m, o, &p, o->memory, r, &chosen, &bytes));
-        if (bytes > o->memory && lean.arena < bytes) return too_small(m, o, taken(&lean.s, 0), lean.arena, r);
-        if (bytes > o->memory) return too_small(m, o, chosen, bytes, r);
-        r->front = lean.s.pts;
+    if (best.seconds == INFINITY && o->again_limit > 0) FAIL("no plan computes again less than %g s", o->again_limit);
+    if (best.seconds == INFINITY) {
+        found last;
+        TRY(leanest(m, o, &p, o->host_memory, o->memory, limit, r, &last));
+        if (last.arena > o->memory && lean.arena < last.arena) return too_small(m, o, taken(&lean.s, 0), lean.arena, r);
+        if (last.arena > o->memory) return too_small(m, o, last.plans, last.arena, r);
+        best = last;
+    }
+    if (best.plans) {
+        s = lean.s;
+        r->front = s.pts;
         r->point = 0;
-        return take_leanest(m, chosen, bytes, r, out);
+        return take_leanest(m, best.plans, best.arena, r, out);
     }
     s = best.s;
     r->point = best.point;
     r->arena = best.arena;
-    r->taken = (save_taken){best.set, best.point, best.arena};
+    r->taken = (save_taken){best.set, best.point, s.host, best.arena};
     TRY(save_emit(m, m->g->a, taken(&s, r->point), out));
     report_plans(m, s.plan, r);
     r->front = s.pts;

@@ -12,6 +12,7 @@
 /* Where a search ended: with the same graph and options, save_options.take goes there without searching. */
 typedef struct save_taken {
     int set, point; /* which of the fronts, counted from 1; its point. 0: not on a front */
+    int64_t host;   /* the host bytes that the front is for */
     int64_t arena;  /* bytes of a rank, everything included */
 } save_taken;
 

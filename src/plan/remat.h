@@ -131,7 +131,7 @@ typedef struct remat_point {
     double seconds; /* added to a step */
     int64_t bytes;  /* sum of B */
     int64_t host;
-    int run, state; /* private to remat_chain.c */
+    int state; /* private to remat_chain.c */
 } remat_point;
 
 typedef struct remat_curve remat_curve;
@@ -141,9 +141,12 @@ typedef VEC(remat_point) remat_points;
  * first: what a suffix of the chain needs on top of the segments before it is one number, R_i = max(W_i, B_i +
  * R_{i+1}), so that a front of (R, T) is the whole state, for all budgets at once, and budgets are monotone by
  * construction. Fronts are thinned to a relative resolution of 2^-11 in R, exact numbers kept. O(n x plans x 2^11
- * log(peak range)). */
+ * log(peak range)). With a host budget the state has the host's bytes, too, and a resolution of 2^-8 and 2^-3. */
 remat_curve *remat_chain_solve(arena *a, const remat_chain *c);
 const remat_points *remat_curve_points(const remat_curve *c);
+/* The same chain's trade-offs with another, smaller, host budget: all of its own that take no more host bytes, and
+ * those that they beat. So more host memory never gives a point of more seconds at a peak, by construction. */
+remat_curve *remat_curve_within(arena *a, const remat_curve *c, int64_t host);
 
 /* Has `cap` left something out? The points that are there are the first ones of the whole front. */
 bool remat_curve_cut(const remat_curve *c);

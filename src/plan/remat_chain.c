@@ -7,19 +7,24 @@
  * fixed and the bytes so far as the state: one run for each budget.)
  *
  * A front may grow by the factor of the plans at each segment; it is thinned to one state for each of 2^11 steps of a
- * power of two of R, the fastest. A state's numbers stay exact, so that a peak is never underestimated. With host bytes
- * there are many more plans and several runs, none of them optimal: these take 2^9 steps.
+ * power of two of R, the fastest. A state's numbers stay exact, so that a peak is never underestimated.
+ *
+ * With host bytes H, which add up, the state is (R, H, T) and the front a surface: one state for each of 2^8 steps of R
+ * and 8 of H to a power of two. It does not depend on the host's budget but for its end, so that more of it leaves all
+ * points of less, and one surface serves all host budgets (remat_curve_within).
  */
 #include "plan/remat.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-enum { STEPS_LOG = 11, HOST_STEPS_LOG = 9 };
+/* Steps of a power of two, as powers of two: of R without and with host bytes, of H; and below the most host bytes that
+ * the chain can take, the powers of two whose steps are told apart. */
+enum { STEPS_LOG = 11, STEPS_LOG_HOST = 8, HOST_LOG = 3, HOST_OCTAVES = 7 };
 
 typedef struct state {
     int64_t r, bytes, host;
-    double t, cost; /* seconds; and with the price of host bytes */
+    double t;       /* seconds */
     int next, plan; /* state of the suffix after this segment; our segment's plan */
 } state;
 
@@ -31,13 +36,10 @@ typedef struct back {
     int32_t plan;
 } back;
 
-typedef struct run {
-    back **level; /* per segment: its states */
-} run;
-
 struct remat_curve {
-    remat_points points;
-    VEC(run) runs;
+    remat_points all;    /* the surface, by point_cmp */
+    remat_points points; /* the front of one host budget */
+    back **level;        /* per segment: its states */
     int n;
     bool cut;
 };
@@ -51,102 +53,108 @@ static int bucket(int64_t r, int log) {
 
 static int buckets(int log) { return (64 - log + 1) << log; }
 
-/* The best state of a bucket so far; cost INFINITY: none. */
+/* Where states fall: a bucket of R and a bin of H. */
+typedef struct grid {
+    int log, nr, top;     /* of R: steps, buckets, the last one that is wanted */
+    int first, nh, top_h; /* of H: the bucket that bin 1 starts with, bins, the last one wanted */
+} grid;
+
+static int bin(const grid *g, int64_t host) {
+    int b = host ? bucket(host, HOST_LOG) - g->first + 1 : 0;
+    return host && b < 1 ? 1 : b;
+}
+
+static grid grid_of(const remat_chain *c) {
+    grid g = {.log = c->host_budget > 0 ? STEPS_LOG_HOST : STEPS_LOG, .nh = 1};
+    g.nr = buckets(g.log);
+    /* R only grows towards the front of the chain: what is above the cap stays there, and so does H. Whole buckets, so
+     * that the states below are those of a run without it. */
+    g.top = c->cap > 0 ? bucket(c->cap, g.log) : g.nr - 1;
+    if (c->host_budget <= 0) return g;
+    int64_t total = 0;
+    for (int i = 0; i + 1 < c->n; i++) {
+        int64_t most = 0;
+        for (int j = 0; j < c->plans[c->cls[i]].n; j++) most = max64(most, c->plans[c->cls[i]].data[j].host);
+        total += most;
+    }
+    g.first = bucket(total >> HOST_OCTAVES, HOST_LOG);
+    g.top_h = bin(&g, min64(total, c->host_budget));
+    g.nh = g.top_h + 1;
+    return g;
+}
+
+/* The best state of a bucket so far; t INFINITY: none. */
 typedef struct slot {
-    double cost;
+    double t;
     int64_t r, host;
     int next, plan;
 } slot;
 
 static bool better(const slot *x, const slot *y) {
-    if (x->cost != y->cost) return x->cost < y->cost;
+    if (x->t != y->t) return x->t < y->t;
     if (x->r != y->r) return x->r < y->r;
     return x->host < y->host;
 }
 
-/* One run of the program; plans with host bytes only in the first `with_host` segments, and a host byte as dear as
- * `price` seconds. */
-static void solve(arena *a, const remat_chain *c, int with_host, double price, remat_curve *out) {
-    run r = {.level = ARENA_ARRAY(a, back *, c->n + 1)};
-    states cur = {0}, next = {0};
-    state last = {.r = c->turn, .next = -1, .plan = -1};
-    int log = with_host > 0 ? HOST_STEPS_LOG : STEPS_LOG, nslot = buckets(log);
-    /* R only grows towards the front of the chain: what is above the cap stays there. Whole buckets, so that the
-     * states below are those of a run without it. */
-    int top = c->cap > 0 ? bucket(c->cap, log) : nslot - 1;
-    slot *slots = malloc(sizeof *slots * (size_t)nslot); /* megabytes, of which a run touches little */
-    ASSERT(slots);
-    for (int b = 0; b < nslot; b++) slots[b].cost = INFINITY;
-    vec_push(NULL, &cur, last);
-    for (int i = c->n - 1; i >= 0; i--) {
-        const remat_plans *p = &c->plans[c->cls[i]];
-        int lo = nslot, hi = -1;
-        for (int j = 0; j < p->n; j++) {
-            const remat_plan *x = &p->data[j];
-            if (x->host && i >= with_host) continue;
-            /* Suffixes that the window hides give the same R: of those the last, which costs least, will do. */
-            int from = 0;
-            while (from + 1 < cur.n && x->bytes + cur.data[from + 1].r <= x->window &&
-                   cur.data[from + 1].host + x->host <= c->host_budget)
-                from++;
-            double moved = price * (double)x->host;
-            for (int k = from; k < cur.n; k++) {
-                const state *rest = &cur.data[k];
-                if (rest->host + x->host > c->host_budget) continue;
-                slot s = {.r = max64(x->window, x->bytes + rest->r),
-                          .host = rest->host + x->host,
-                          .cost = rest->cost + x->seconds + moved,
-                          .next = k,
-                          .plan = j};
-                int b = bucket(s.r, log);
-                if (b > top) {
-                    out->cut = true;
-                    break; /* the next suffixes need more still */
-                }
-                if (!better(&s, &slots[b])) continue;
-                slots[b] = s;
-                lo = b < lo ? b : lo;
-                hi = b > hi ? b : hi;
-            }
+/* The slots that states have fallen into, as an interval of buckets; bins behind one another. */
+typedef struct field {
+    grid g;
+    slot *slot;    /* nh x nr: megabytes, of which a run touches little */
+    double *under; /* nr: the least time with fewer host bytes and at most this R */
+    int lo, hi;
+} field;
+
+/* Puts segment x's plan number `plan` before the suffixes cur[from..to), which are in one bin of H and by R. */
+static void extend(field *f, const remat_plan *x, int plan, const state *cur, int from, int to, bool *cut) {
+    const int own = from < to ? bin(&f->g, cur[from].host) : 0;
+    /* Suffixes that the window hides give the same R: of those the last, which costs least, will do, unless it takes
+     * more host bytes. */
+    for (int k = from; k + 1 < to && x->bytes + cur[k + 1].r <= x->window; k++)
+        if (!x->host || bin(&f->g, cur[k + 1].host + x->host) <= bin(&f->g, cur[from].host + x->host)) from = k + 1;
+    for (int k = from; k < to; k++) {
+        slot s = {.t = cur[k].t + x->seconds,
+                  .r = max64(x->window, x->bytes + cur[k].r),
+                  .host = cur[k].host + x->host,
+                  .next = k,
+                  .plan = plan};
+        int b = bucket(s.r, f->g.log), h = x->host ? bin(&f->g, s.host) : own;
+        if (b > f->g.top) {
+            *cut = true;
+            return; /* the next suffixes need more still */
         }
+        if (h > f->g.top_h) continue;
+        slot *best = &f->slot[(size_t)h * (size_t)f->g.nr + (size_t)b];
+        if (!better(&s, best)) continue;
+        *best = s;
+        f->lo = b < f->lo ? b : f->lo;
+        f->hi = b > f->hi ? b : f->hi;
+    }
+}
+
+/* Moves what no other state beats, by host bytes and R, from the slots to `out`. */
+static void harvest(field *f, const remat_plans *p, const states *cur, states *out) {
+    out->n = 0;
+    for (int b = f->lo; b <= f->hi; b++) f->under[b] = INFINITY;
+    for (int h = 0; h < f->g.nh; h++) {
         double best = INFINITY;
-        next.n = 0;
-        for (int b = lo; b <= hi; b++) {
-            const slot *s = &slots[b];
-            if (s->cost < best) {
-                const remat_plan *x = &p->data[s->plan];
-                const state *rest = &cur.data[s->next];
+        for (int b = f->lo; b <= f->hi; b++) {
+            slot *s = &f->slot[(size_t)h * (size_t)f->g.nr + (size_t)b];
+            if (s->t < best && s->t < f->under[b]) {
                 state fresh = {.r = s->r,
-                               .bytes = rest->bytes + x->bytes,
+                               .bytes = cur->data[s->next].bytes + p->data[s->plan].bytes,
                                .host = s->host,
-                               .t = rest->t + x->seconds,
-                               .cost = s->cost,
+                               .t = s->t,
                                .next = s->next,
                                .plan = s->plan};
-                best = s->cost;
-                vec_push(NULL, &next, fresh);
+                vec_push(NULL, out, fresh);
             }
-            slots[b].cost = INFINITY;
+            best = fmin(best, s->t);
+            f->under[b] = fmin(f->under[b], best);
+            s->t = INFINITY;
         }
-        states swap = cur;
-        cur = next;
-        next = swap;
-        r.level[i] = ARENA_ARRAY(a, back, cur.n);
-        for (int k = 0; k < cur.n; k++) r.level[i][k] = (back){cur.data[k].next, cur.data[k].plan};
     }
-    for (int k = 0; k < cur.n; k++) {
-        remat_point pt = {.peak = c->resident + cur.data[k].r,
-                          .seconds = cur.data[k].t,
-                          .bytes = cur.data[k].bytes,
-                          .host = cur.data[k].host,
-                          .run = out->runs.n,
-                          .state = k};
-        vec_push(a, &out->points, pt);
-    }
-    vec_push(a, &out->runs, r);
-    vec_free(&cur);
-    vec_free(&next);
-    free(slots);
+    f->lo = f->g.nr;
+    f->hi = -1;
 }
 
 static int point_cmp(const void *x, const void *y) {
@@ -154,39 +162,73 @@ static int point_cmp(const void *x, const void *y) {
     if (p->peak != q->peak) return p->peak < q->peak ? -1 : 1;
     if (p->seconds != q->seconds) return p->seconds < q->seconds ? -1 : 1;
     if (p->host != q->host) return p->host < q->host ? -1 : 1;
-    return p->run != q->run ? p->run - q->run : p->state - q->state;
+    return p->state - q->state;
+}
+
+/* The surface; no points. */
+static remat_curve *solve(arena *a, const remat_chain *c) {
+    remat_curve *out = ARENA_NEW(a, remat_curve);
+    states cur = {0}, next = {0};
+    state last = {.r = c->turn, .next = -1, .plan = -1};
+    field f = {.g = grid_of(c)};
+    const size_t nslot = (size_t)f.g.nr * (size_t)f.g.nh;
+    out->n = c->n;
+    out->level = ARENA_ARRAY(a, back *, c->n + 1);
+    f.lo = f.g.nr, f.hi = -1;
+    f.slot = malloc(sizeof *f.slot * nslot);
+    f.under = malloc(sizeof *f.under * (size_t)f.g.nr);
+    ASSERT(f.slot && f.under);
+    for (size_t b = 0; b < nslot; b++) f.slot[b].t = INFINITY;
+    vec_push(NULL, &cur, last);
+    for (int i = c->n - 1; i >= 0; i--) {
+        const remat_plans *p = &c->plans[c->cls[i]];
+        for (int from = 0, to; from < cur.n; from = to) {
+            int h = bin(&f.g, cur.data[from].host);
+            for (to = from + 1; to < cur.n && bin(&f.g, cur.data[to].host) == h; to++) {
+            }
+            for (int j = 0; j < p->n; j++) {
+                const remat_plan *x = &p->data[j];
+                if (x->host && (c->host_budget <= 0 || i == c->n - 1))
+                    continue; /* the last's would come back at once */
+                extend(&f, x, j, cur.data, from, to, &out->cut);
+            }
+        }
+        harvest(&f, p, &cur, &next);
+        states swap = cur;
+        cur = next;
+        next = swap;
+        out->level[i] = ARENA_ARRAY(a, back, cur.n);
+        for (int k = 0; k < cur.n; k++) out->level[i][k] = (back){cur.data[k].next, cur.data[k].plan};
+    }
+    for (int k = 0; k < cur.n; k++) {
+        const state *s = &cur.data[k];
+        remat_point pt = {.peak = c->resident + s->r, .seconds = s->t, .bytes = s->bytes, .host = s->host, .state = k};
+        vec_push(a, &out->all, pt);
+    }
+    if (out->all.n) qsort(out->all.data, (size_t)out->all.n, sizeof *out->all.data, point_cmp); /* none: a low cap */
+    vec_free(&cur);
+    vec_free(&next);
+    free(f.slot);
+    free(f.under);
+    return out;
+}
+
+remat_curve *remat_curve_within(arena *a, const remat_curve *c, int64_t host) {
+    remat_curve *out = ARENA_NEW(a, remat_curve);
+    double best = INFINITY;
+    *out = *c;
+    out->points = (remat_points){0};
+    for (int i = 0; i < c->all.n; i++) {
+        const remat_point *p = &c->all.data[i];
+        if (p->host > host || p->seconds >= best) continue;
+        best = p->seconds;
+        vec_push(a, &out->points, *p);
+    }
+    return out;
 }
 
 remat_curve *remat_chain_solve(arena *a, const remat_chain *c) {
-    remat_curve *out = ARENA_NEW(a, remat_curve);
-    out->n = c->n;
-    solve(a, c, 0, 0, out);
-    /* The host takes early segments first, whose values wait longest, never the last one's, which come back at once. A
-     * run for each eighth of the chain: together they hold every budget's best up to that step. */
-    int tried = 0;
-    for (int part = 1; part <= 8 && c->host_budget > 0; part++) {
-        int with_host = (c->n - 1) * part / 8;
-        if (with_host <= tried) continue;
-        tried = with_host;
-        solve(a, c, with_host, 0, out);
-    }
-    /* The host's budget is no part of a state, and free host bytes would be spent where the walk starts. Priced against
-     * recomputation, from a little to more than all of it is worth, they go where they help most. */
-    double all = 0;
-    for (int i = 0; i < c->n; i++) {
-        double most = 0;
-        for (int j = 0; j < c->plans[c->cls[i]].n; j++) most = fmax(most, c->plans[c->cls[i]].data[j].seconds);
-        all += most;
-    }
-    for (double price = 1.0 / 16; price <= 256 && c->host_budget > 0; price *= 8)
-        solve(a, c, c->n - 1, price * all / (double)c->host_budget, out);
-    remat_points *p = &out->points;
-    if (p->n) qsort(p->data, (size_t)p->n, sizeof *p->data, point_cmp); /* none under a cap that is too low */
-    int n = 0;
-    for (int i = 0; i < p->n; i++)
-        if (!n || p->data[i].seconds < p->data[n - 1].seconds) p->data[n++] = p->data[i];
-    p->n = n;
-    return out;
+    return remat_curve_within(a, solve(a, c), c->host_budget);
 }
 
 const remat_points *remat_curve_points(const remat_curve *c) { return &c->points; }
@@ -210,7 +252,7 @@ void remat_curve_plans(const remat_curve *c, int point, int *plan) {
     const remat_point *p = &c->points.data[point];
     int k = p->state;
     for (int i = 0; i < c->n; i++) {
-        const back *b = &c->runs.data[p->run].level[i][k];
+        const back *b = &c->level[i][k];
         plan[i] = b->plan;
         k = b->next;
     }
@@ -237,7 +279,7 @@ void remat_chain_least(const remat_chain *c, int with_host, int *plan) {
 }
 
 remat_point remat_chain_eval(const remat_chain *c, const int *plan) {
-    remat_point p = {.run = -1};
+    remat_point p = {.state = -1};
     int64_t most = 0;
     for (int i = 0; i < c->n; i++) {
         const remat_plan *x = &c->plans[c->cls[i]].data[plan[i]];

@@ -116,7 +116,7 @@ done
 # ---- host memory: more of it never slows a step and never raises the device's peak above the budget; what is feasible
 # without it takes no more with it
 last=
-for host in 0 64KiB 128KiB 256KiB 512KiB 1MiB 8MiB; do
+for host in 0 64KiB 96KiB 128KiB 192KiB 256KiB 384KiB 512KiB 1MiB 8MiB; do
     # shellcheck disable=SC2046
     "$autosp" plan "$model" --seq 1500 --ranks 2 --memory "$least" $([ $host = 0 ] || echo --host-memory $host) --json \
         >"$dir/plan" 2>"$dir/stderr" || complain "--host-memory $host"

@@ -436,6 +436,90 @@ static void chain_is_the_best_of_all_combinations(void **state) {
     }
 }
 
+/* Random plans of two classes, most with host bytes; all numbers small enough (below `most`, `host`) to be told apart.
+ */
+static void random_host_plans(arena *a, uint64_t *rng, int most, int host, remat_plans *plans) {
+    for (int c = 0; c < 2; c++)
+        for (int i = 0, n = 2 + below(rng, 4); i < n; i++) {
+            remat_plan p = {.bytes = 1 + below(rng, most), .seconds = 1 + below(rng, 40)};
+            p.window = p.bytes + below(rng, most);
+            p.host = i ? below(rng, host + 1) : 0;
+            vec_push(a, &plans[c], p);
+        }
+}
+
+/* Every peak and every host budget against all combinations; the last segment's values never move. */
+static void hosts_are_the_best_of_all_combinations(void **state) {
+    (void)state;
+    enum { PEAK = 200, HOST = 16 };
+    uint64_t rng = 11;
+    for (int round = 0; round < 150; round++) {
+        arena *a = arena_new();
+        remat_plans plans[2] = {{0}, {0}};
+        random_host_plans(a, &rng, 12, HOST / 3, plans);
+        int n = 1 + below(&rng, 4), cls[4], plan[4];
+        for (int i = 0; i < n; i++) cls[i] = below(&rng, 2);
+        remat_chain c = {
+            .n = n, .cls = cls, .plans = plans, .resident = 100, .turn = below(&rng, 20), .host_budget = HOST};
+        const remat_curve *all = remat_chain_solve(a, &c);
+        double best[HOST][PEAK];
+        for (int h = 0; h < HOST; h++)
+            for (int m = 0; m < PEAK; m++) best[h][m] = INFINITY;
+        int combos = 1;
+        for (int i = 0; i < n; i++) combos *= plans[cls[i]].n;
+        for (int k = 0; k < combos; k++) {
+            for (int i = 0, rest = k; i < n; rest /= plans[cls[i++]].n) plan[i] = rest % plans[cls[i]].n;
+            if (plans[cls[n - 1]].data[plan[n - 1]].host) continue;
+            remat_point e = remat_chain_eval(&c, plan);
+            assert_true(e.peak < PEAK && e.host < HOST);
+            for (int h = (int)e.host; h < HOST; h++)
+                for (int m = (int)e.peak; m < PEAK; m++) best[h][m] = fmin(best[h][m], e.seconds);
+        }
+        for (int h = 0; h < HOST; h++) {
+            const remat_curve *some = remat_curve_within(a, all, h);
+            for (int m = 0; m < PEAK; m++) {
+                int k = remat_curve_find(some, m);
+                assert_int_equal(k >= 0, best[h][m] < INFINITY);
+                if (k < 0) continue;
+                const remat_point *p = &remat_curve_points(some)->data[k];
+                assert_true(fabs(p->seconds - best[h][m]) < 1e-9);
+                remat_curve_plans(some, k, plan);
+                remat_point e = remat_chain_eval(&c, plan);
+                assert_true(e.peak == p->peak && e.peak <= m && e.host == p->host && e.host <= h &&
+                            e.bytes == p->bytes);
+                assert_true(fabs(e.seconds - p->seconds) < 1e-9);
+            }
+        }
+        arena_free(a);
+    }
+}
+
+/* Where states are thinned: a smaller host budget's front is what a larger one's surface says of it, point by point. */
+static void host_fronts_are_nested(void **state) {
+    (void)state;
+    uint64_t rng = 12;
+    for (int round = 0; round < 20; round++) {
+        arena *a = arena_new();
+        remat_plans plans[2] = {{0}, {0}};
+        random_host_plans(a, &rng, 1 << 24, 1 << 20, plans);
+        int n = 2 + below(&rng, 20), cls[22];
+        for (int i = 0; i < n; i++) cls[i] = below(&rng, 2);
+        remat_chain c = {.n = n, .cls = cls, .plans = plans, .host_budget = (int64_t)n << 20};
+        const remat_curve *all = remat_chain_solve(a, &c);
+        for (int i = 0; i < 6; i++) {
+            c.host_budget = 1 + below(&rng, n << 20);
+            const remat_points *x = remat_curve_points(remat_chain_solve(a, &c));
+            const remat_points *y = remat_curve_points(remat_curve_within(a, all, c.host_budget));
+            assert_int_equal(x->n, y->n);
+            for (int k = 0; k < x->n; k++) {
+                assert_int_equal(x->data[k].peak, y->data[k].peak);
+                assert_true(x->data[k].seconds == y->data[k].seconds && x->data[k].host == y->data[k].host);
+            }
+        }
+        arena_free(a);
+    }
+}
+
 /* ---- a Llama layer with true counts --------------------------------------------------------------- */
 
 /* d 4096, 32 query and 8 key heads of 128, f 14336, bf16, S tokens over P ranks, GEMM 590 and attention 500
@@ -862,6 +946,8 @@ int main(void) {
         cmocka_unit_test(windows_are_the_live_bound),
         cmocka_unit_test(results_take_over_operands),
         cmocka_unit_test(chain_is_the_best_of_all_combinations),
+        cmocka_unit_test(hosts_are_the_best_of_all_combinations),
+        cmocka_unit_test(host_fronts_are_nested),
         cmocka_unit_test(llama_is_near_the_bound),
         cmocka_unit_test(offload_shifts_the_front),
         cmocka_unit_test(attention_is_dearest_when_long),
