@@ -235,7 +235,7 @@ static void run_slack(const char *name, dtype t, layout l, shape n, const kern_a
             fail_msg("%s: lse[%lld] is %.9g, want %.9g", name, (long long)i, have, want);
     }
     naive_bwd(&x, p);
-    bytes = kern_attn_bwd_ws(&q, &k, TEAM);
+    bytes = kern_attn_bwd_ws(&q, &k, p->softcap > 0, TEAM);
     ws = xalloc(bytes);
     memset(ws, 0xff, bytes);
     kern_attn_bwd(&q, &k, &v, &o, &lse, &dout, &dq, &dk, &dv, p, ws, bytes);
@@ -445,7 +445,7 @@ static void bits_of(dtype t) {
         void *ws = xalloc(bytes);
         kern_attn_fwd(&q, &k, &v, &o, &lse, &p, ws, bytes);
         free(ws);
-        bytes = kern_attn_bwd_ws(&q, &k, threads);
+        bytes = kern_attn_bwd_ws(&q, &k, p.softcap > 0, threads);
         ws = xalloc(bytes);
         kern_attn_bwd(&q, &k, &v, &o, &lse, &dout, &dq, &dk, &dv, &p, ws, bytes);
         free(ws);

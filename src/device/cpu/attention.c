@@ -103,6 +103,8 @@ static void apply(void *ctx, int64_t b, int64_t h, int64_t q0, int64_t nq, int64
             if (k0 + j - (d->q_offset + q0 + i) >= d->ahead) s[j * ld + i] = -INFINITY;
 }
 
+static float softcap(const ir_node *n) { return (float)ir_float(n, "softcap", 0); }
+
 static kern_attn_params params(const dev_call *c, int first, bias_data *data) {
     const ir_node *n = c->node;
     kern_attn_params p = kern_attn_defaults((float)ir_float(n, "scale", 1));
@@ -111,7 +113,7 @@ static kern_attn_params params(const dev_call *c, int first, bias_data *data) {
     p.q_offset = c->offset;
     if (ir_int(n, "kv_valid", 0)) p.kv_valid = ir_int(n, "kv_valid", 0);
     p.window = ir_int(n, "window", 0);
-    p.softcap = (float)ir_float(n, "softcap", 0);
+    p.softcap = softcap(n);
     *data = (bias_data){.q_offset = c->offset, .ahead = ir_int(n, "window_ahead", 0)};
     const char *side = ir_str(n, "side"), *roles = ir_str(n, "roles");
     for (int i = first; i < c->nin; i++) {
@@ -166,7 +168,7 @@ static kern_attn_params params(const dev_call *c, int first, bias_data *data) {
 int64_t cpu_attention_workspace(const dev_call *c) {
     if (!cpu_fast_type(c->in[0].type)) return 0;
     return (int64_t)(c->op == OP_attention ? kern_attn_fwd_ws(&c->in[0], &c->in[1], c->threads)
-                                           : kern_attn_bwd_ws(&c->in[0], &c->in[1], c->threads));
+                                           : kern_attn_bwd_ws(&c->in[0], &c->in[1], softcap(c->node) > 0, c->threads));
 }
 
 sp_status cpu_attention(dev_call *c) {

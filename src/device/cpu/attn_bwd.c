@@ -30,8 +30,8 @@ typedef struct scratch {
     float *k2, *p16, *ds16, *ds2, *q2, *dout2; /* words of pairs, see tile_pairs */
 } scratch;
 
-/* Sized for the keys and the type there are, so that a plan counts what will be touched. */
-static int64_t scratch_layout(int64_t D, int64_t Dp, int64_t Sk, bool bf, float *base, scratch *w) {
+/* Sized for the keys, the type and the scores there are, so that a plan counts what will be touched. */
+static int64_t scratch_layout(int64_t D, int64_t Dp, int64_t Sk, bool bf, bool softcap, float *base, scratch *w) {
     const int64_t KB = min64(key_block(D), round_up(max64(Sk, 1), 64));
     float **part[] = {&w->k,      &w->v,   &w->dk,  &w->dv,   &w->s,   &w->ds,  &w->cap,
                       &w->qt,     &w->dot, &w->q,   &w->dout, &w->dqt, &w->lse, &w->delta,
@@ -43,7 +43,7 @@ static int64_t scratch_layout(int64_t D, int64_t Dp, int64_t Sk, bool bf, float 
                       KB * Dp,
                       KB * BQ,
                       KB * BQ,
-                      KB * BQ,
+                      softcap ? KB * BQ : 0,
                       BQ * D,
                       BQ * D,
                       BQ * Dp,
@@ -79,7 +79,7 @@ typedef struct plan {
     size_t bytes;
 } plan;
 
-static plan make_plan(const tensor *q, const tensor *k, int threads) {
+static plan make_plan(const tensor *q, const tensor *k, bool softcap, int threads) {
     const int64_t B = q->dim[0], Sq = q->dim[1], H = q->dim[2], D = q->dim[3], Sk = k->dim[1], Hkv = k->dim[2];
     plan x = {.blocks = ceil_div(Sk, key_block(D)), .tiles = ceil_div(Sq, BQ), .group = H / Hkv, .units = B * Hkv};
     const bool bf = q->type == DT_BF16;
@@ -88,7 +88,7 @@ static plan make_plan(const tensor *q, const tensor *k, int threads) {
     x.wave = max64(ceil_div(8 * threads, max64(x.blocks, 1)), WAVE_BYTES / head);
     x.wave = bf ? min64(x.units, x.wave) : x.units;
     scratch w;
-    x.part = 4 * scratch_layout(D, round_up(D, VL), Sk, bf, NULL, &w);
+    x.part = 4 * scratch_layout(D, round_up(D, VL), Sk, bf, softcap, NULL, &w);
     x.off_docs = KERN_ALIGN; /* the first line holds the counter of blocks handed out */
     x.off_passed = x.off_docs + attn_documents_bytes(B, Sk);
     x.off_delta = x.off_passed + (int64_t)sizeof(passed) * x.units * x.blocks;
@@ -98,7 +98,9 @@ static plan make_plan(const tensor *q, const tensor *k, int threads) {
     return x;
 }
 
-size_t kern_attn_bwd_ws(const tensor *q, const tensor *k, int threads) { return make_plan(q, k, threads).bytes; }
+size_t kern_attn_bwd_ws(const tensor *q, const tensor *k, bool softcap, int threads) {
+    return make_plan(q, k, softcap, threads).bytes;
+}
 
 typedef struct job {
     attn a;
@@ -377,7 +379,7 @@ void kern_attn_bwd(const tensor *q, const tensor *k, const tensor *v, const tens
     attn_check(a, dout, a->Sq, a->H, q->type), attn_check(a, dq, a->Sq, a->H, q->type);
     ASSERT(lse->rank == 3 && lse->type == DT_F32 && lse->dim[0] == a->B && lse->dim[1] == a->H && lse->dim[2] == a->Sq);
     const int threads = omp_get_max_threads();
-    t.x = make_plan(q, k, threads);
+    t.x = make_plan(q, k, p->softcap > 0, threads);
     const plan *x = &t.x;
     ASSERT(ws_bytes >= x->bytes);
     attn_documents(&t.a, t.ws + x->off_docs);
@@ -388,8 +390,8 @@ void kern_attn_bwd(const tensor *q, const tensor *k, const tensor *v, const tens
 #pragma omp parallel num_threads(threads)
     {
         scratch w = {0};
-        scratch_layout(a->D, a->Dp, a->Sk, a->bf, (float *)(t.ws + x->off_threads + x->part * omp_get_thread_num()),
-                       &w);
+        scratch_layout(a->D, a->Dp, a->Sk, a->bf, a->p->softcap > 0,
+                       (float *)(t.ws + x->off_threads + x->part * omp_get_thread_num()), &w);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) {
             int64_t bh = i / x->tiles, s = i % x->tiles * BQ;

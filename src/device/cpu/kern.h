@@ -91,7 +91,8 @@ size_t kern_attn_fwd_ws(const tensor *q, const tensor *k, int threads);
 void kern_attn_bwd(const tensor *q, const tensor *k, const tensor *v, const tensor *o, const tensor *lse,
                    const tensor *dout, const tensor *dq, const tensor *dk, const tensor *dv, const kern_attn_params *p,
                    void *ws, size_t ws_bytes);
-size_t kern_attn_bwd_ws(const tensor *q, const tensor *k, int threads);
+/* The same for it. softcap: are scores capped? Their derivatives take room then. */
+size_t kern_attn_bwd_ws(const tensor *q, const tensor *k, bool softcap, int threads);
 
 /* Folds the result of attention over other keys into (o, lse): lse' = log(e^lse + e^lse2),
  * o' = o e^(lse-lse') + o2 e^(lse2-lse'). o f32 (B,Sq,H,D); o2 f32 or bf16; lse, lse2 (B,H,Sq) f32. */
