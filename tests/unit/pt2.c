@@ -3,6 +3,7 @@
 #include "import/pt2.h"
 #include "import/weights.h"
 #include "scratch.h"
+#include "train/measure.h"
 
 #include <setjmp.h>
 #include <cmocka.h>
@@ -380,6 +381,25 @@ static void nested_graphs_are_bounded(void **state) {
     expect_too_deep(1000, "depth");
 }
 
+/* An entry's checksum reads all of it, and leaves none of it in memory but the pages at its ends. */
+static void checked_weights_do_not_stay(void **state) {
+    (void)state;
+    const int64_t page = sysconf(_SC_PAGESIZE);
+    ziparc *z;
+    int large = 0;
+    assert_int_equal(ziparc_open(AUTOSP_SOURCE_DIR "/examples/demo.pt2", &z), SP_OK);
+    for (int i = 0; i < ziparc_count(z); i++) {
+        const void *data;
+        int64_t size, touched;
+        if (ziparc_size(z, i) < 16 * page || ziparc_view(z, i, &data, &size) != SP_OK) continue; /* or compressed */
+        assert_int_equal(measure_touched(data, size, &touched), SP_OK);
+        assert_true(touched <= 2 * page);
+        large++;
+    }
+    assert_true(large > 0);
+    ziparc_close(z);
+}
+
 static void real_exports_load(void **state) {
     (void)state;
     static const struct {
@@ -425,6 +445,7 @@ int main(void) {
         cmocka_unit_test(flipped_bytes_never_pass_for_weights),
         cmocka_unit_test(claimed_sizes_are_not_trusted),
         cmocka_unit_test(nested_graphs_are_bounded),
+        cmocka_unit_test(checked_weights_do_not_stay),
         cmocka_unit_test(real_exports_load),
     };
     return cmocka_run_group_tests(tests, make_file, remove_dir);
