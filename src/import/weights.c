@@ -1,9 +1,8 @@
 /* weights.c - see weights.h. */
+#include "import/mapped.h"
 #include "import/weights.h"
 
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 struct wt_source {
     arena *a;
@@ -183,11 +182,6 @@ void wt_read(const wt_tensor *t, int64_t begin, int64_t n, dtype to, void *dst) 
 }
 
 void wt_release(const wt_tensor *t) {
-    /* Clean pages of a private mapping of a file (both sources map theirs so); the pages at the ends have neighbours.
-     */
-    if (!t->contiguous || t->count == 0) return;
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)t->data;
-    const uintptr_t from = (at + page - 1) / page * page,
-                    to = (at + (uintptr_t)(t->count * dtype_size(t->type))) / page * page;
-    if (from < to) (void)madvise((void *)from, to - from, MADV_DONTNEED);
+    if (t->contiguous && t->count > 0)
+        mapped_let_go(t->data, t->count * dtype_size(t->type)); /* both sources map theirs */
 }

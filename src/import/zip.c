@@ -7,6 +7,7 @@
  * The formats are those of PKWARE's APPNOTE.TXT 6.3.9, sections 4.3.7 (local header), 4.3.12 (central
  * header), 4.3.14 to 4.3.16 (end records) and 4.5.3 (ZIP64 extra field).
  */
+#include "import/mapped.h"
 #include "import/zip.h"
 
 #include <errno.h>
@@ -244,14 +245,6 @@ int ziparc_find(const ziparc *z, const char *name) {
     return strmap_get(z->index, name, &i) ? (int)i : -1;
 }
 
-/* What was read to be checked need not stay in memory: gigabytes of weights would, beside what is loaded from them.
- * Reading a clean page of a file's mapping again brings it back, usually without the disk. */
-static void let_go(const ziparc *z, const entry *e) {
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)(z->map + e->data);
-    const uintptr_t from = (at + page - 1) / page * page, to = (at + (uintptr_t)e->size) / page * page;
-    if (from < to) (void)madvise((void *)from, to - from, MADV_DONTNEED);
-}
-
 sp_status ziparc_view(ziparc *z, int i, const void **data, int64_t *size) {
     ASSERT(i >= 0 && i < z->n);
     entry *e = &z->e[i];
@@ -263,7 +256,7 @@ sp_status ziparc_view(ziparc *z, int i, const void **data, int64_t *size) {
     if (!known) {
         CHECK(crc32_of(z->map + e->data, e->size) == e->crc,
               "%s: damaged archive (entry %s does not match its checksum); export or copy it again", z->path, e->name);
-        let_go(z, e);
+        mapped_let_go(z->map + e->data, e->size); /* read to be checked only */
         pthread_mutex_lock(&z->lock);
         e->verified = true;
         pthread_mutex_unlock(&z->lock);
