@@ -288,10 +288,10 @@ static sp_status try_search(search *s, int set, found *best, found *lean) {
     return SP_OK;
 }
 
-/* The same for every host budget in turn, in steps of an eighth of a power of two, up to the search's own. A front
- * holds all that a smaller budget's has, or what beats it, by estimates; the judge may see that otherwise. So the
- * smaller ones are tried first, whatever the budget: it adds to what they found. Only where a front has something new.
- */
+/* The same for every host budget in turn, powers of two and halfway between, from the fewest bytes that this front
+ * moves up to the search's own. A front holds all that a smaller budget's has, or what beats it, by estimates; the
+ * judge may see that otherwise. So the smaller ones are tried first, and larger ones add to what they found. Only
+ * where a front has something new. */
 static sp_status try_hosts(search *s, int set, found *best, found *lean) {
     int64_t last = -1, least = s->host;
     for (int i = 0; i < s->pts->n; i++)
