@@ -47,6 +47,30 @@ int64_t save_least_window(const save_model *m, int k);
 /* The saved sets of PyTorch's default partitioner and of AutoSP's rule on a model of one segment. */
 sp_status save_rule_plan(const save_model *m, bool autosp, remat_plan *p) SP_NODISCARD;
 
+/* The plans of each class, three times: with the windows of segments that run whole; with those of segments that a
+ * later pass tiles; by kept bytes alone. The judge sees them all. */
+typedef struct save_class_plans {
+    remat_plans *whole, *tiled, *bare;
+} save_class_plans;
+
+/* save_plans.c: what the searches choose from; with host memory also plans that move values there. */
+sp_status save_plans_find(const save_model *m, const save_options *o, save_class_plans *out) SP_NODISCARD;
+/* Each class's plans without the host, and with it the one that leaves least on the device for the fewest host bytes
+ * (usually the layer's input moves, all else is computed again): near the floor the estimates of larger moves mislead.
+ */
+remat_plans *save_leanest_on_host(const save_model *m, const remat_plans *plans);
+
+/* save.c: every needed value is kept. */
+remat_plan save_keep_all(arena *a, const remat_seg *s);
+/* Fills the report's segments and sums; chosen: the plan of each segment. */
+void save_report_plans(const save_model *m, const remat_plan *const *chosen, save_report *r);
+
+/* save_search.c: the policies `budget`, with a budget, and `least`. */
+sp_status save_budget(const save_model *m, const save_options *o, save_report *r, ir_graph **out) SP_NODISCARD;
+sp_status save_least(const save_model *m, const save_options *o, save_report *r, ir_graph **out) SP_NODISCARD;
+/* The bytes of a rank when the graph is lowered and placed. */
+sp_status save_lowered(const save_options *o, const ir_graph *g, save_report *r, int64_t *bytes) SP_NODISCARD;
+
 /* Builds in arena `a` the graph in which segment i runs under chosen[i]. */
 sp_status save_emit(const save_model *m, arena *a, const remat_plan *const *chosen, ir_graph **out) SP_NODISCARD;
 
