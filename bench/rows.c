@@ -407,12 +407,12 @@ static double arithmetic(int what, dtype t) {
         double begin = clock_s();
 #pragma omp parallel
         {
-            const keep_state k = keep_start(1, 2, 3, 1 << 20);
+            const keep_state k = keep_start(1, 2, 3, 0.1);
             vf s[VECTORS] = {{0}};
             uint64_t bits[KEEP_WORDS] = {0}, sum = 0;
             for (int i = 0; i < ROUNDS; i++) {
                 if (what == KEEP) {
-                    keep_some(&k, (uint64_t)i * KEEP_WORDS, bits);
+                    keep_some(&k, (uint64_t)i * KEEP_WORDS, KEEP_WORDS, bits);
                     sum += bits[0];
                     continue;
                 }

@@ -67,9 +67,16 @@ sp_status dropout_run(dev_call *c);
 /* Row r (all dimensions but the last) of the call's result: its local index, and where it begins in operand and result,
  * in elements. index[last] is left as it is. */
 void dropout_row(const dev_call *c, int64_t r, int64_t *index, int64_t *xa, int64_t *ya);
-/* The number of an element of the call's result, given by its local index, in the whole tensor without padding; and
- * whether the numbers of a row's elements follow one another. */
-uint64_t dropout_number(const dev_call *c, const int64_t *index);
+/* The whole tensor without padding, in which elements have their numbers: its extents; the dimension that holds the
+ * sequence, -1 none, and how long a row of it is with and without padding. */
+typedef struct dropout_space {
+    const ir_dim *dims;
+    int64_t seq, padded, valid;
+} dropout_space;
+dropout_space dropout_space_of(const dev_call *c);
+/* The number of an element of the call's result, given by its local index; and whether the numbers of a row's elements
+ * follow one another. */
+uint64_t dropout_number(const dev_call *c, const dropout_space *s, const int64_t *index);
 bool dropout_rows_count_up(const dev_call *c);
 
 /* coll.c: collectives over host memory, for every device that lives there. */

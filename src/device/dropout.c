@@ -23,15 +23,18 @@ void dropout_row(const dev_call *c, int64_t r, int64_t *index, int64_t *xa, int6
     }
 }
 
-uint64_t dropout_number(const dev_call *c, const int64_t *index) {
+dropout_space dropout_space_of(const dev_call *c) {
+    dropout_space s = {.seq = ir_int(c->node, "seq", -1), .padded = ir_int(c->node, "padded", 1)};
+    s.valid = ir_int(c->node, "valid", 1);
+    const int rank = ir_dims(c->node, "dims", &s.dims);
+    ASSERT(rank == c->out[0].rank);
+    return s;
+}
+
+uint64_t dropout_number(const dev_call *c, const dropout_space *s, const int64_t *index) {
     const tensor *y = &c->out[0];
-    const ir_dim *dims;
-    int rank = ir_dims(c->node, "dims", &dims);
-    int64_t seq = ir_int(c->node, "seq", -1), padded = ir_int(c->node, "padded", 1),
-            valid = ir_int(c->node, "valid", 1);
     uint64_t at = 0;
-    ASSERT(rank == y->rank);
-    for (int d = 0; d < rank; d++) {
+    for (int d = 0; d < y->rank; d++) {
         int64_t g = index[d];
         if (c->tile.kind == LAYOUT_SHARD && c->tile.dim == d) {
             int64_t inner = y->dim[d] / c->tile.outer;
@@ -41,8 +44,8 @@ uint64_t dropout_number(const dev_call *c, const int64_t *index) {
             int64_t inner = rows_of(c, d) / c->to.outer;
             g = (g / inner * comm_size(c->comm) + c->offset) * inner + g % inner;
         }
-        if (d == seq) g = g / padded * valid + g % padded;
-        at = at * (uint64_t)dims[d] + (uint64_t)g;
+        if (d == s->seq) g = g / s->padded * s->valid + g % s->padded;
+        at = at * (uint64_t)s->dims[d] + (uint64_t)g;
     }
     return at;
 }
@@ -61,6 +64,8 @@ sp_status dropout_run(dev_call *c) {
     uint32_t id = (uint32_t)ir_int(n, "id", 0);
     int last = y->rank - 1;
     bool off = rng[2] != 0 || p == 0;
+    const dropout_space space = dropout_space_of(c);
+    const philox_bound bound = philox_bound_of(off ? 1 : p);
     int64_t rows = 1, len = y->rank ? y->dim[last] : 1;
     for (int d = 0; d < last; d++) rows *= y->dim[d];
 #pragma omp parallel for schedule(static) if (rows * len > 4096)
@@ -69,9 +74,9 @@ sp_status dropout_run(dev_call *c) {
         dropout_row(c, r, index, &xa, &ya);
         for (int64_t i = 0; i < len; i++) {
             if (last >= 0) index[last] = i;
-            uint64_t at = dropout_number(c, index);
+            uint64_t at = dropout_number(c, &space, index);
             double v = ref_get(x, xa + (last >= 0 ? i * x->stride[last] : 0));
-            bool kept = off || philox_uniform((uint64_t)rng[0], (uint64_t)rng[1], id, at) >= (float)p;
+            bool kept = off || philox_keeps((uint64_t)rng[0], (uint64_t)rng[1], id, at, bound);
             ref_set(y, ya + (last >= 0 ? i * y->stride[last] : 0), kept ? (off ? v : v * keep) : 0);
         }
     }
