@@ -74,10 +74,10 @@ typedef struct dropout_space {
     int64_t seq, padded, valid;
 } dropout_space;
 dropout_space dropout_space_of(const dev_call *c);
-/* The number of an element of the call's result, given by its local index; and whether the numbers of a row's elements
- * follow one another. */
+/* The number of an element of the call's result, given by its local index; and whether indices of dimension d that
+ * follow one another in the result do so in the whole tensor. */
 uint64_t dropout_number(const dev_call *c, const dropout_space *s, const int64_t *index);
-bool dropout_rows_count_up(const dev_call *c);
+bool dropout_counts_up(const dev_call *c, const dropout_space *s, int d);
 
 /* coll.c: collectives over host memory, for every device that lives there. */
 sp_status coll_run(dev_call *c);

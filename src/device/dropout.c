@@ -50,10 +50,11 @@ uint64_t dropout_number(const dev_call *c, const dropout_space *s, const int64_t
     return at;
 }
 
-bool dropout_rows_count_up(const dev_call *c) {
-    const int last = c->out[0].rank - 1;
-    return last >= 0 && !(c->tile.kind == LAYOUT_SHARD && c->tile.dim == last) &&
-           !(c->to.kind == LAYOUT_SHARD && c->to.dim == last) && ir_int(c->node, "seq", -1) != last;
+bool dropout_counts_up(const dev_call *c, const dropout_space *s, int d) {
+    const axis_layout *cut[] = {&c->tile, &c->to};
+    for (int i = 0; i < 2; i++)
+        if (cut[i]->kind == LAYOUT_SHARD && cut[i]->dim == d && cut[i]->outer > 1) return false;
+    return d != s->seq || s->padded == s->valid;
 }
 
 sp_status dropout_run(dev_call *c) {

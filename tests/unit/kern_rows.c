@@ -475,13 +475,15 @@ static void optimizer(void **state) {
 }
 
 /* The vectors' dropout keeps what the general kernel keeps, one number at a time, in every numbering: rows that start
- * anywhere in a word of 64, a tile in the middle, padding inside a sequence; and keeps everything when it is off. */
+ * anywhere in a word of 64, a tile in the middle, padding inside a sequence; in so many elements that the upper halves
+ * of some leave them open; and keeps everything when it is off. */
 static void dropout_by_words(void **state) {
     (void)state;
-    const int64_t width[] = {1, 3, 16, 37, 64, 200, 768};
-    for (int c = 0; c < 40; c++) {
+    const int64_t width[] = {1, 3, 16, 37, 64, 200, 768, 1000};
+    for (int c = 0; c < 41; c++) {
         const dtype t = c % 2 ? DT_BF16 : DT_F32;
-        const int64_t n = width[rng_next(&seed) % 7], S = 10, B = 3, gap = c % 3;
+        const int64_t n = c == 40 ? 1000 : width[rng_next(&seed) % 8], S = c == 40 ? 200 : 10, B = 3;
+        const int64_t gap = c == 40 ? 0 : c % 3;
         ir_dim dims[] = {B, c % 4 == 1 ? 8 : c % 4 == 2 ? 3 * S : S, n};
         ir_attr attr[] = {A_F("p", c == 7 ? 1 : 0.3),      A_D("dims", 3, dims), A_I("id", c),
                           A_I("seq", c % 4 == 1 ? 1 : -1), A_I("padded", S),     A_I("valid", 8)};

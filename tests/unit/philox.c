@@ -1,5 +1,5 @@
-/* Philox4x32-10 against the known answers published with it (Random123, kat_vectors), and the rate of a dropout mask.
- */
+/* Philox4x32-10 against the known answers published with it (Random123, kat_vectors), and dropout's masks: how many
+ * elements they keep, that elements do not depend on one another, and that the bits left out of a comparison count. */
 #include "device/philox.h"
 
 #include <math.h>
@@ -30,25 +30,85 @@ static void known_answers(void **state) {
     assert_int_equal(out[3], 0x24126ea1);
 }
 
-/* Draws of different seeds, steps and nodes differ, and each is uniform: 5 standard deviations of a binomial. */
-static void streams_are_uniform(void **state) {
+/* Every half of every word of every block is one element's. */
+static void every_half_once(void **state) {
     (void)state;
-    enum { N = 100000 };
-    int same = 0;
-    for (int stream = 0; stream < 4; stream++) {
-        int below = 0;
-        for (uint64_t i = 0; i < N; i++) {
-            float u = philox_uniform(stream & 1, 7, (uint32_t)(stream >> 1), i);
-            assert_true(u >= 0 && u < 1);
-            below += u < 0.3f;
-            same += stream && u == philox_uniform(0, 7, 0, i);
-        }
-        assert_true(fabs(below - 0.3 * N) < 5 * sqrt(0.3 * 0.7 * N));
+    enum { N = 4096 };
+    bool seen[N] = {false};
+    const uint32_t block[4] = {1u << 16, 3u << 16 | 2, 5u << 16 | 4, 7u << 16 | 6};
+    for (uint64_t i = 0; i < N; i++) {
+        const uint64_t at = philox_block_of(i) * 8 + philox_half_of(block, 1, i);
+        assert_true(at < N && !seen[at]);
+        seen[at] = true;
     }
-    assert_true(same < 10);
+}
+
+/* An element is kept when its 32 bits are at least p 2^32, also where half of them leave it open. */
+static void all_bits_count(void **state) {
+    (void)state;
+    for (uint64_t i = 0; i < 3000; i++) {
+        const uint64_t upper = philox_half(3, 4, 5, i, false), number = upper << 16 | philox_half(3, 4, 5, i, true);
+        assert_true(philox_keeps(3, 4, 5, i, philox_bound_of((double)number * 0x1p-32)) || number == 0);
+        assert_false(philox_keeps(3, 4, 5, i, philox_bound_of((double)(number + 1) * 0x1p-32)));
+        assert_false(philox_keeps(3, 4, 5, i, philox_bound_of(((double)number + 0.25) * 0x1p-32)));
+        assert_true(upper == 0 || philox_keeps(3, 4, 5, i, philox_bound_of((double)upper * 0x1p-16)));
+        assert_false(philox_keeps(3, 4, 5, i, philox_bound_of((double)(upper + 1) * 0x1p-16)));
+        assert_false(philox_keeps(3, 4, 5, i, philox_bound_of(1)));
+    }
+}
+
+enum { N = 1 << 17 };
+static bool mask[5][N];
+
+static bool near(int count, int of, double p) { return fabs(count - p * of) < 5 * sqrt(p * (1 - p) * of); }
+
+/* Masks of different seeds, steps and nodes have the right share of elements, whose neighbours at any distance (the two
+ * halves of a word, the words of a block, blocks of one group and the next) are independent of them, as are other
+ * masks: 5 standard deviations of a binomial. */
+static void masks_are_independent(void **state) {
+    (void)state;
+    static const double p[] = {0.1, 0.3, 0.5};
+    for (size_t k = 0; k < sizeof p / sizeof *p; k++) {
+        for (int m = 0; m < 5; m++)
+            for (uint64_t i = 0; i < N; i++)
+                mask[m][i] = philox_keeps(m == 1   ? 1
+                                          : m == 4 ? 1ull << 32
+                                                   : 0,
+                                          m == 2 ? 8 : 7, m == 3, i, philox_bound_of(p[k]));
+        for (int m = 0; m < 5; m++) {
+            int kept = 0;
+            for (int i = 0; i < N; i++) kept += mask[m][i];
+            assert_true(near(kept, N, 1 - p[k]));
+            for (int far = 1; far <= 64; far++) {
+                int both = 0;
+                for (int i = 0; i + far < N; i++) both += !mask[m][i] && !mask[m][i + far];
+                if (!near(both, N - far, p[k] * p[k])) fail_msg("mask %d, %d apart: %d of %d", m, far, both, N - far);
+            }
+            for (int o = 0; o < m; o++) {
+                int both = 0;
+                for (int i = 0; i < N; i++) both += !mask[m][i] && !mask[o][i];
+                assert_true(near(both, N, p[k] * p[k]));
+            }
+        }
+    }
+}
+
+/* The lower halves, each bit: even among themselves, and independent of the upper ones. */
+static void halves_are_independent(void **state) {
+    (void)state;
+    int set[16] = {0}, same[16] = {0};
+    for (uint64_t i = 0; i < N; i++) {
+        const uint32_t upper = philox_half(0, 7, 1, i, false), lower = philox_half(0, 7, 1, i, true);
+        for (int b = 0; b < 16; b++) set[b] += lower >> b & 1, same[b] += (~(upper ^ lower) >> b) & 1;
+    }
+    for (int b = 0; b < 16; b++) assert_true(near(set[b], N, 0.5) && near(same[b], N, 0.5));
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(known_answers), cmocka_unit_test(streams_are_uniform)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(known_answers),          cmocka_unit_test(every_half_once),
+        cmocka_unit_test(all_bits_count),         cmocka_unit_test(masks_are_independent),
+        cmocka_unit_test(halves_are_independent),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

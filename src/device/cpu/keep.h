@@ -8,7 +8,7 @@
 #include "device/cpu/vec.h"
 #include "device/philox.h"
 
-enum { KEEP_WORDS = 6 };
+enum { KEEP_WORDS = 5 };
 
 typedef struct keep_state {
     uint64_t seed, draw;
@@ -35,6 +35,41 @@ static __attribute__((noinline, unused)) uint64_t keep_open(const keep_state *s,
     return bits;
 }
 
+/* x * scale in the lanes whose bits are set, 0 in the others. */
+INLINE vf keep_scaled(uint64_t bits, vf x, float scale) {
+#ifdef __AVX512F__
+    return (vf)_mm512_maskz_mul_ps((__mmask16)bits, (__m512)x, (__m512)vset(scale));
+#else
+    const vi kept = (((vi){0} + (int32_t)(uint32_t)bits) >> viota() & 1) != 0;
+    return vselect(kept, x * scale, vset(0));
+#endif
+}
+
+/* Words of elements whose bits are known: y = x * scale where one is set, else 0. */
+typedef struct keep_work {
+    bool bf;
+    float scale;
+    const void *x;
+    void *y;
+    const uint64_t *bits;
+} keep_work;
+
+/* Word w. What memory will be asked for a little later is fetched ahead: bits take about as long as memory does, and so
+ * both are under way at once. */
+INLINE void keep_do(const keep_work *k, int w) {
+    enum { AHEAD = 4096 };
+    const uint64_t bits = k->bits[w];
+    const char *ahead = (const char *)k->x + w * (k->bf ? 128 : 256) + AHEAD;
+    __builtin_prefetch(ahead), __builtin_prefetch(ahead + 64);
+    if (!k->bf) __builtin_prefetch(ahead + 128), __builtin_prefetch(ahead + 192);
+#pragma GCC unroll 16
+    for (int j = 0; j < 64; j += 2 * VL) {
+        vf a, b;
+        vget2(k->bf, k->x, w * 64 + j, &a, &b);
+        vput2(k->bf, k->y, w * 64 + j, keep_scaled(bits >> j, a, k->scale), keep_scaled(bits >> (j + VL), b, k->scale));
+    }
+}
+
 #if defined(__AVX512DQ__) && defined(__AVX512BW__)
 typedef uint32_t keep_mask __attribute__((may_alias)); /* straight from a mask register to half a word */
 
@@ -52,8 +87,8 @@ INLINE keep_blocks keep_two_rounds(const keep_state *s, uint64_t first) {
     const uint64_t m0 = 0xD2511F53, m1 = 0xCD9E8D57, c = (s->draw & 0xffffffff) * m1;
     const uint64_t high = (first >> 32 & 0xffff) | (s->draw >> 32 & 0xffff) << 16;
     const uint64_t same = ((c >> 32) ^ high ^ s->key[0][0]) * m0;
-    const __m512i counter = _mm512_add_epi64(_mm512_set1_epi64((int64_t)(first & 0xffffffff)),
-                                             _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+    const __m512i counter =
+        _mm512_add_epi64(_mm512_set1_epi64((int64_t)(first & 0xffffffff)), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
     const __m512i a = _mm512_mul_epu32(counter, _mm512_set1_epi64((int64_t)m0));
     const __m512i c2 = _mm512_xor_si512(keep_high(a), _mm512_set1_epi64((int64_t)(s->node ^ s->key[0][1])));
     keep_blocks b;
@@ -77,8 +112,9 @@ INLINE void keep_last_round(const keep_blocks *b, __m512i k0, __m512i k1, __m512
     *behind = keep_xor(_mm512_mul_epu32(b->c0, _mm512_set1_epi64(0xD2511F53)), _mm512_slli_epi64(b->c3, 32), k1);
 }
 
-/* n words from `word` on, in step: a round waits for the one before, so one word alone leaves the units idle. */
-INLINE void keep_words(const keep_state *s, uint64_t word, int n, uint64_t *bits) {
+/* n words from `word` on, in step: a round waits for the one before, so one word alone leaves the units idle. Between
+ * rounds as many words of `work` are done, whose bits are there. */
+INLINE void keep_words(const keep_state *s, uint64_t word, int n, uint64_t *bits, const keep_work *work) {
     const __m512i upper = _mm512_set1_epi16((int16_t)s->bound.upper);
     keep_blocks b[KEEP_WORDS];
     __m512i front[KEEP_WORDS], behind[KEEP_WORDS]; /* upper halves of elements 0 .. 31, 32 .. 63 */
@@ -86,19 +122,21 @@ INLINE void keep_words(const keep_state *s, uint64_t word, int n, uint64_t *bits
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) b[i] = keep_two_rounds(s, (word + (uint64_t)i) * 8);
 #pragma GCC unroll 10
-    for (int round = 2; round < 9; round++)
+    for (int round = 2; round < 9; round++) {
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++)
             keep_round(&b[i], _mm512_set1_epi64((int64_t)s->key[round][0]),
                        _mm512_set1_epi64((int64_t)s->key[round][1]));
+        if (work && round - 2 < n) keep_do(work, round - 2);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) {
         keep_last_round(&b[i], _mm512_set1_epi64((int64_t)(s->key[9][0] << 32)),
                         _mm512_set1_epi64((int64_t)(s->key[9][1] << 32)), &front[i], &behind[i]);
         ((keep_mask *)(bits + i))[0] = _mm512_cmpgt_epu16_mask(front[i], upper);
         ((keep_mask *)(bits + i))[1] = _mm512_cmpgt_epu16_mask(behind[i], upper);
-        open = _kor_mask32(open, _kor_mask32(_mm512_cmpeq_epu16_mask(front[i], upper),
-                                             _mm512_cmpeq_epu16_mask(behind[i], upper)));
+        open = _kor_mask32(
+            open, _kor_mask32(_mm512_cmpeq_epu16_mask(front[i], upper), _mm512_cmpeq_epu16_mask(behind[i], upper)));
     }
     if (__builtin_expect(_kortestz_mask32_u8(open, open), 1)) return;
     for (int i = 0; i < n; i++)
@@ -107,7 +145,8 @@ INLINE void keep_words(const keep_state *s, uint64_t word, int n, uint64_t *bits
                                 (uint64_t)_mm512_cmpeq_epu16_mask(behind[i], upper) << 32);
 }
 #else
-INLINE void keep_words(const keep_state *s, uint64_t word, int n, uint64_t *bits) {
+INLINE void keep_words(const keep_state *s, uint64_t word, int n, uint64_t *bits, const keep_work *work) {
+    for (int w = 0; w < n && work; w++) keep_do(work, w);
     for (int w = 0; w < n; w++) {
         uint32_t c[4][8];
         const uint64_t first = (word + (uint64_t)w) * 8;
@@ -129,27 +168,11 @@ INLINE void keep_words(const keep_state *s, uint64_t word, int n, uint64_t *bits
 }
 #endif
 
-/* Words `word` .. `word` + n - 1, n <= KEEP_WORDS. A call for all, as it is long. */
-static __attribute__((noinline)) void keep_some(const keep_state *s, uint64_t word, int64_t n, uint64_t *bits) {
-    if (n == KEEP_WORDS)
-        keep_words(s, word, KEEP_WORDS, bits);
-    else
-        for (int64_t i = 0; i < n; i++) keep_words(s, word + (uint64_t)i, 1, bits + i);
-}
-
-/* 64 bits from bit `at` on; bits[] has a word behind its last. */
-INLINE uint64_t keep_from(const uint64_t *bits, int64_t at) {
-    return bits[at >> 6] >> (at & 63) | bits[(at >> 6) + 1] << 1 << (63 - (at & 63));
-}
-
-/* x * scale in the lanes whose bits are set, 0 in the others. */
-INLINE vf keep_scaled(uint64_t bits, vf x, float scale) {
-#ifdef __AVX512F__
-    return (vf)_mm512_maskz_mul_ps((__mmask16)bits, (__m512)x, (__m512)vset(scale));
-#else
-    const vi kept = (((vi){0} + (int32_t)(uint32_t)bits) >> viota() & 1) != 0;
-    return vselect(kept, x * scale, vset(0));
-#endif
+/* A word. */
+static __attribute__((noinline, unused)) uint64_t keep_one(const keep_state *s, uint64_t word) {
+    uint64_t bits;
+    keep_words(s, word, 1, &bits, NULL);
+    return bits;
 }
 
 #endif
