@@ -3,6 +3,13 @@
 #include "device/cpu/kern.h"
 #include "device/philox.h"
 
+#ifdef AUTOSP_AMX_EMULATED
+#include "device/cpu/amx.h"
+
+#include <stdatomic.h>
+#else
+#define VEC_PAIRS 0 /* whatever the library has, these tests do not ask */
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -424,10 +431,11 @@ static void oracle_differences(void **state) {
 }
 
 /* Bit-equal whatever the team, and from run to run. */
-static void bits_of(dtype t) {
+static void bits_of(dtype t, int64_t window) {
     uint64_t seed = 3;
     const shape n = {2, 700, 700, 4, 2, 64};
     kern_attn_params p = causal_params(64);
+    p.window = window;
     tensor q = make(t, DENSE, n.B, n.Sq, n.H, n.D), k = make(t, DENSE, n.B, n.Sk, n.Hkv, n.D),
            v = make(t, DENSE, n.B, n.Sk, n.Hkv, n.D), dout = make(t, DENSE, n.B, n.Sq, n.H, n.D);
     fill(&q, &seed), fill(&k, &seed), fill(&v, &seed), fill(&dout, &seed);
@@ -467,8 +475,9 @@ static void bits_of(dtype t) {
 
 static void bits(void **state) {
     (void)state;
-    bits_of(DT_F32);
-    bits_of(DT_BF16);
+    bits_of(DT_F32, 0);
+    bits_of(DT_BF16, 0);
+    bits_of(DT_BF16, 130);
 }
 
 /* Three blocks of keys, one of them hidden from everybody and one from some rows, merged and against the whole. */
@@ -537,15 +546,82 @@ static void bf16(void **state) {
     run_case("bf16 softcap, bias", DT_BF16, DENSE, (shape){2, N, N, 1, 1, 8}, &p);
 }
 
+#if VEC_PAIRS
+/* This program once more, with products of bf16 by emulated tiles (amx_emulated.h): were they, and given back after? */
+extern atomic_int_least64_t amx_emulated_dots;
+extern _Thread_local bool amx_emulated_configured;
+
+static void tiles_were_used(void **state) {
+    (void)state;
+    int64_t before = atomic_load(&amx_emulated_dots);
+    bf16(state);
+    assert_true(amx_usable());
+    assert_true(atomic_load(&amx_emulated_dots) > before);
+    int kept = 0;
+#pragma omp parallel reduction(+ : kept)
+    kept += amx_emulated_configured;
+    assert_int_equal(kept, 0);
+}
+
+/* Rows that start elsewhere in a panel see other keys beside them, and have the same bits. Values of neighbours nearly
+ * cancel, so that the order of sums shows in bf16. */
+static void rows_alone(void **state) {
+    (void)state;
+    uint64_t seed = 4;
+    const int64_t S = 200, D = 48;
+    tensor q = make(DT_BF16, DENSE, 1, S, 1, D), k = make(DT_BF16, DENSE, 1, S, 1, D),
+           v = make(DT_BF16, DENSE, 1, S, 1, D), o = make(DT_BF16, DENSE, 1, S, 1, D),
+           lse = {.type = DT_F32, .rank = 3, .dim = {1, 1, S}, .stride = {S, S, 1}, .data = xalloc(4 * (size_t)S)};
+    fill(&q, &seed), fill(&k, &seed), fill(&v, &seed);
+    uint16_t *value = v.data;
+    for (int64_t s = 0; s < S; s++)
+        for (int64_t d = 0; d < D; d++)
+            if (s % 16 < 2)
+                value[s * D + d] = to_bf(0x1p-9f * bf(value[s * D + d]));
+            else if (s % 2)
+                value[s * D + d] = value[(s - 1) * D + d] ^ 0x8000;
+    size_t bytes = kern_attn_fwd_ws(&q, &k, TEAM);
+    void *ws = xalloc(bytes);
+    kern_attn_params p = kern_attn_defaults(0);
+    p.causal = true, p.window = 38;
+    kern_attn_fwd(&q, &k, &v, &o, &lse, &p, ws, bytes);
+    for (int64_t from = 1; from < 64; from += 5) {
+        tensor part = q, out = make(DT_BF16, DENSE, 1, S - from, 1, D), sums = lse;
+        part.dim[1] = sums.dim[2] = S - from;
+        part.data = (uint16_t *)q.data + from * D;
+        sums.data = xalloc(4 * (size_t)S);
+        p.q_offset = from;
+        kern_attn_fwd(&part, &k, &v, &out, &sums, &p, ws, bytes);
+        assert_memory_equal(out.data, (uint16_t *)o.data + from * D, 2 * (size_t)((S - from) * D));
+        assert_memory_equal(sums.data, (float *)lse.data + from, 4 * (size_t)(S - from));
+        free(out.data), free(sums.data);
+    }
+    void *data[] = {q.data, k.data, v.data, o.data, lse.data, ws};
+    for (int i = 0; i < 6; i++) free(data[i]);
+}
+#endif
+
 int main(void) {
 #ifdef _OPENMP
     omp_set_num_threads(TEAM);
 #endif
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sizes),   cmocka_unit_test(grouped_heads), cmocka_unit_test(offsets),
-        cmocka_unit_test(padding), cmocka_unit_test(documents),     cmocka_unit_test(formulas),
-        cmocka_unit_test(dropout), cmocka_unit_test(scores),        cmocka_unit_test(oracle_differences),
-        cmocka_unit_test(bits),    cmocka_unit_test(merge),         cmocka_unit_test(bf16),
+        cmocka_unit_test(sizes),
+        cmocka_unit_test(grouped_heads),
+        cmocka_unit_test(offsets),
+        cmocka_unit_test(padding),
+        cmocka_unit_test(documents),
+        cmocka_unit_test(formulas),
+        cmocka_unit_test(dropout),
+        cmocka_unit_test(scores),
+        cmocka_unit_test(oracle_differences),
+        cmocka_unit_test(bits),
+        cmocka_unit_test(merge),
+        cmocka_unit_test(bf16),
+#if VEC_PAIRS
+        cmocka_unit_test(tiles_were_used),
+        cmocka_unit_test(rows_alone),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -28,6 +28,8 @@ void attn_init(attn *a, const tensor *q, const tensor *k, const kern_attn_params
     a->kv = max64(0, min64(a->Sk, p->kv_valid));
     a->natural = p->softcap > 0 || p->bias;
     a->pairs = a->bf && VEC_PAIRS && p->drop.p == 0;
+    a->amx = a->pairs && amx_usable();
+    a->step = a->amx ? 2 * AMX_PAIRS : 2;
     a->qscale = a->natural ? p->scale : p->scale * ATTN_LOG2E;
 }
 
@@ -293,6 +295,16 @@ void attn_pair_rows(const float *src, int64_t n, int64_t Dp, float *dst) {
             vu low = (vu)vld_bf16(from + d) >> 16, high = {0};
             if (i + 1 < n) high = (vu)vld_bf16(from + Dp + d);
             vst(dst + d, (vf)(low | high));
+        }
+}
+
+void attn_transpose_words(const float *src, int64_t n, int64_t D, int64_t Dp, float *dst, int64_t ld) {
+    for (int64_t i0 = 0; i0 < n; i0 += VL)
+        for (int64_t d0 = 0; d0 < D; d0 += VL) {
+            vf r[VL];
+            for (int64_t i = 0; i < VL; i++) r[i] = i0 + i < n ? vld(src + (i0 + i) * Dp + d0) : vset(0);
+            vtranspose(r);
+            for (int64_t d = 0; d < min64(VL, D - d0); d++) vst(dst + (d0 + d) * ld + i0, r[d]);
         }
 }
 

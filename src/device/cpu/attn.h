@@ -7,6 +7,7 @@
 #ifndef AUTOSP_DEVICE_CPU_ATTN_H
 #define AUTOSP_DEVICE_CPU_ATTN_H
 
+#include "device/cpu/amx.h"
 #include "device/cpu/kern.h"
 #include "device/cpu/pack.h"
 #include "device/cpu/threads.h"
@@ -21,6 +22,8 @@ typedef struct attn {
     bool bf;      /* q, k, v, o are bf16 */
     bool natural; /* softcap or a bias needs scores in natural units before they become powers of two */
     bool pairs;   /* bf16 with hardware dot products of pairs: q, k, v, P, dS enter products as bf16 */
+    bool amx;     /* these by tiles: left operands have their pairs side by side, V and K of dQ packed transposed */
+    int64_t step; /* what products sum over begins at a multiple of so many keys: of a pair, or of a tile's */
     /* Least and greatest document of every ATTN_DOC_RUN keys, (B, ceil(Sk/ATTN_DOC_RUN)); NULL without documents. */
     const int64_t *doc_min, *doc_max;
     float qscale; /* what q (with pairs: the raw scores) is multiplied by: scale, times log2(e) unless natural */
@@ -55,9 +58,20 @@ void attn_pack_rows(bool bf, const void *src, int64_t stride, int64_t n, int64_t
 void attn_pack_pairs(const void *src, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *dst);
 /* Pairs across rows of such a pack: dst (ceil(n/2), Dp) words, row 2i low, row 2i+1 (or 0) high. */
 void attn_pair_rows(const float *src, int64_t n, int64_t Dp, float *dst);
+/* The transpose of such words: dst[d*ld + i] = src[i*Dp + d], i < n, d < D; 0 for i up to the next multiple of VL. */
+void attn_transpose_words(const float *src, int64_t n, int64_t D, int64_t Dp, float *dst, int64_t ld);
 /* dst[i*stride + d] = src[d*MICRO_LANES + i] * factor[i] (+ what is there, when add), i < n. */
 void attn_unpack_t(bool bf, const float *src, const float *factor, int64_t n, int64_t D, bool add, void *dst,
                    int64_t stride);
+
+/* micro_rows_pairs(), or the same by tiles; then ts is 1 (between amx_begin() and amx_end()). */
+INLINE void attn_product(const attn *a, int64_t rows, int nv, int64_t nt, const float *x, int64_t rs, int64_t ts,
+                         const float *y, int64_t ldy, float *c, int64_t ldc, micro_mode mode, const float *factor) {
+    if (a->amx)
+        amx_rows_pairs(rows, nv, nt, x, rs, y, ldy, c, ldc, mode, factor);
+    else
+        micro_rows_pairs(rows, nv, nt, x, rs, ts, y, ldy, c, ldc, mode, factor);
+}
 
 INLINE void *attn_at(const tensor *t, int64_t b, int64_t s, int64_t h) {
     return (char *)t->data + dtype_size(t->type) * (b * t->stride[0] + s * t->stride[1] + h * t->stride[2]);

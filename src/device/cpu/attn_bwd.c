@@ -24,6 +24,9 @@ enum {
 
 static int64_t key_block(int64_t D) { return max64(64, min64(KB_MAX, KB_WORK / D / 32 * 32)); }
 
+/* Rows of the buffers that hold a block's keys: no more than there are. */
+static int64_t key_rows(int64_t D, int64_t Sk) { return min64(key_block(D), round_up(max64(Sk, 1), 64)); }
+
 /* One thread's workspace, in floats. */
 typedef struct scratch {
     float *k, *v, *dk, *dv, *s, *ds, *cap, *qt, *dot, *q, *dout, *dqt, *lse, *delta, *qscale;
@@ -32,7 +35,7 @@ typedef struct scratch {
 
 /* Sized for the keys, the type and the scores there are, so that a plan counts what will be touched. */
 static int64_t scratch_layout(int64_t D, int64_t Dp, int64_t Sk, bool bf, bool softcap, float *base, scratch *w) {
-    const int64_t KB = min64(key_block(D), round_up(max64(Sk, 1), 64));
+    const int64_t KB = key_rows(D, Sk);
     float **part[] = {&w->k,      &w->v,   &w->dk,  &w->dv,   &w->s,   &w->ds,  &w->cap,
                       &w->qt,     &w->dot, &w->q,   &w->dout, &w->dqt, &w->lse, &w->delta,
                       &w->qscale, &w->k2,  &w->p16, &w->ds16, &w->ds2, &w->q2,  &w->dout2};
@@ -216,13 +219,13 @@ static void tile(const job *t, const scratch *w, int64_t b, int64_t h, int64_t q
 /* As add_rows, for words of pairs of queries. */
 static void add_rows_pairs(const attn *a, int64_t rows, int64_t n, const float *p, const float *b, float *c) {
     for (int64_t d = 0; d < a->Dp; d += MICRO_LANES)
-        micro_rows_pairs(rows, a->Dp - d >= MICRO_LANES ? 2 : 1, ceil_div(n, 2), p, BQ / 2, 1, b + d, a->Dp, c + d,
-                         a->Dp, MICRO_ADD, NULL);
+        attn_product(a, rows, a->Dp - d >= MICRO_LANES ? 2 : 1, ceil_div(n, 2), p, BQ / 2, 1, b + d, a->Dp, c + d,
+                     a->Dp, MICRO_ADD, NULL);
 }
 
 /* The same in bf16 products: S and dP pair dimensions, dV and dK pair queries (P and dS as rows p16, ds16; Q and dO
- * across rows q2, dout2), dQ pairs keys (dS across rows, left in w->ds2). [lo, hi) is of whole pairs, of which keys
- * outside of [seen0, seen1) are hidden. */
+ * across rows q2, dout2), dQ pairs keys (dS across rows, left in w->ds2). [lo, hi) is of whole steps and pairs, of
+ * which keys outside of [seen0, seen1) are hidden. */
 static void tile_pairs(const job *t, const scratch *w, int64_t b, int64_t h, int64_t q0, int64_t nq, int64_t k0,
                        int64_t lo, int64_t hi, int64_t seen0, int64_t seen1) {
     const attn *a = &t->a;
@@ -239,16 +242,18 @@ static void tile_pairs(const job *t, const scratch *w, int64_t b, int64_t h, int
         float *qt = w->qt + i * L * a->D, *dot = w->dot + i * L * a->D;
         pack_transposed_words(w->q + i * L * row, row, m, D2, qt);
         pack_transposed_words(w->dout + i * L * row, row, m, D2, dot);
-        micro_rows_pairs(n, MICRO_NV, D2, k, row, 1, qt, L, w->s + i * L, BQ, MICRO_SCALE, w->qscale);
-        micro_rows_pairs(n, MICRO_NV, D2, v, row, 1, dot, L, w->ds + i * L, BQ, MICRO_SET, NULL);
+        attn_product(a, n, MICRO_NV, D2, k, row, 1, qt, L, w->s + i * L, BQ, MICRO_SCALE, w->qscale);
+        attn_product(a, n, MICRO_NV, D2, v, row, 1, dot, L, w->ds + i * L, BQ, MICRO_SET, NULL);
     }
     float *cap = a->p->softcap > 0 ? w->cap : NULL;
     attn_scores(a, b, h, q0, nq, lanes, seen0, seen1 - seen0, w->s + (seen0 - lo) * BQ, BQ,
                 cap ? cap + (seen0 - lo) * BQ : NULL);
     for (int64_t i = 0; i < lanes; i += VL) {
-        if (lo < seen0) vst(w->s + i, vset(-INFINITY));
+        for (int64_t j = 0; j < seen0 - lo; j++) {
+            vst(w->s + j * BQ + i, vset(-INFINITY));
+            if (cap) vst(cap + j * BQ + i, vset(0));
+        }
         if (seen1 < hi) vst(w->s + (n - 1) * BQ + i, vset(-INFINITY));
-        if (cap && lo < seen0) vst(cap + i, vset(0));
         if (cap && seen1 < hi) vst(cap + (n - 1) * BQ + i, vset(0));
     }
     uint16_t *p16 = (uint16_t *)w->p16, *ds16 = (uint16_t *)w->ds16;
@@ -293,7 +298,12 @@ static void pack_keys(const job *t, const scratch *w, int64_t b, int64_t hkv, in
     }
     attn_pack_pairs(k, ks, n, a->D, a->Dp, w->k);
     attn_pack_pairs(v, vs, n, a->D, a->Dp, w->v);
-    attn_pair_rows(w->k, n, a->Dp, w->k2);
+    if (a->amx) { /* by way of dk, which holds nothing yet */
+        attn_pair_rows(w->k, n, a->Dp, w->dk);
+        attn_transpose_words(w->dk, ceil_div(n, 2), a->D, a->Dp, w->k2, key_rows(a->D, a->Sk) / 2);
+    } else {
+        attn_pair_rows(w->k, n, a->Dp, w->k2);
+    }
     if (n % 2) { /* the key that completes the last pair */
         memset(w->k + n * a->Dp / 2, 0, 2 * (size_t)a->Dp);
         memset(w->v + n * a->Dp / 2, 0, 2 * (size_t)a->Dp);
@@ -304,7 +314,10 @@ static void pack_keys(const job *t, const scratch *w, int64_t b, int64_t hkv, in
 static void query_gradient(const job *t, const scratch *w, int64_t p, int64_t k0, int64_t lo, int64_t hi) {
     const attn *a = &t->a;
     float *dqt = w->dqt + p * a->D;
-    if (a->pairs)
+    if (a->amx)
+        amx_rows_pairs(a->D, MICRO_NV, (hi - lo) / 2, w->k2 + (lo - k0) / 2, key_rows(a->D, a->Sk) / 2, w->ds2 + p, BQ,
+                       dqt, MICRO_LANES, MICRO_SET, NULL);
+    else if (a->pairs)
         micro_rows_pairs(a->D, MICRO_NV, (hi - lo) / 2, w->k2 + (lo - k0) / 2 * a->Dp, 1, a->Dp, w->ds2 + p, BQ, dqt,
                          MICRO_LANES, MICRO_SET, NULL);
     else
@@ -332,7 +345,7 @@ static void block(const job *t, const scratch *w, int64_t unit, int64_t j) {
             if (lo < hi) {
                 if (a->pairs) {
                     const int64_t seen0 = lo, seen1 = hi;
-                    lo -= (lo - k0) % 2, hi += (hi - k0) % 2;
+                    lo -= (lo - k0) % a->step, hi += (hi - k0) % 2;
                     tile_pairs(t, w, b, h, q0, nq, k0, lo, hi, seen0, seen1);
                 } else {
                     tile(t, w, b, h, q0, nq, k0, lo, hi);
@@ -406,8 +419,11 @@ void kern_attn_bwd(const tensor *q, const tensor *k, const tensor *v, const tens
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < tiles; i++)
                 dq_tile(&t, u0 + i / (x->group * x->tiles), i / x->tiles % x->group, i % x->tiles, false);
-            for (int64_t i; (i = atomic_fetch_add(next, 1)) < nu * x->blocks;)
+            for (int64_t i; (i = atomic_fetch_add(next, 1)) < nu * x->blocks;) {
+                if (a->amx) amx_begin();
                 block(&t, &w, u0 + i / x->blocks, i % x->blocks);
+                if (a->amx) amx_end();
+            }
 #pragma omp barrier
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < tiles; i++)

@@ -111,17 +111,18 @@ static void panel_step(const attn *a, const scratch *w, int64_t b, int64_t h, in
         micro_rows(D, MICRO_NV, n, w->v + (lo - t0) * Dp, 1, Dp, s, L, ot, L, MICRO_RESCALE, w->factor);
         return;
     }
-    /* Whole pairs of keys: one more row at either end, hidden. */
-    const int64_t first = lo - lo % 2, n = hi + hi % 2 - first;
-    micro_rows_pairs(n, MICRO_NV, ceil_div(D, 2), w->k + (first - t0) * Dp / 2, Dp / 2, 1, qt, L, s, L, MICRO_SCALE,
-                     w->qscale);
+    /* Whole pairs, or whole steps from the front: more rows at either end, hidden. */
+    const int64_t first = lo - lo % a->step, n = hi + hi % 2 - first;
+    attn_product(a, n, MICRO_NV, ceil_div(D, 2), w->k + (first - t0) * Dp / 2, Dp / 2, 1, qt, L, s, L, MICRO_SCALE,
+                 w->qscale);
     attn_scores(a, b, h, q0, nq, L, lo, hi - lo, s + (lo - first) * L, L, NULL);
     for (int64_t i = 0; i < L; i += VL) {
-        if (first < lo) vst(s + i, vset(-INFINITY));
+        for (int64_t j = 0; j < lo - first; j++) vst(s + j * L + i, vset(-INFINITY));
         if (first + n > hi) vst(s + (n - 1) * L + i, vset(-INFINITY));
     }
     softmax_step(true, n, s, max, sum, w->factor);
-    micro_rows_pairs(D, MICRO_NV, n / 2, w->v + (first - t0) / 2 * Dp, 1, Dp, s, L, ot, L, MICRO_RESCALE, w->factor);
+    const float *v = w->v + (first - t0) / 2 * (a->amx ? 1 : Dp);
+    attn_product(a, D, MICRO_NV, n / 2, v, a->amx ? BC / 2 : 1, a->amx ? 1 : Dp, s, L, ot, L, MICRO_RESCALE, w->factor);
 }
 
 /* Q^T of one panel. */
@@ -145,7 +146,13 @@ static void pack_keys(const attn *a, const scratch *w, const void *k, int64_t ks
     attn_pack_pairs(k, ks, n, a->D, a->Dp, w->k);
     if (n % 2) memset(w->k + n * a->Dp / 2, 0, 2 * (size_t)a->Dp);
     attn_pack_pairs(v, vs, n, a->D, a->Dp, w->tmp);
-    attn_pair_rows(w->tmp, n, a->Dp, w->v);
+    if (a->amx) {
+        float *rows = w->tmp + BC * a->Dp / 2; /* pairs left its second half free */
+        attn_pair_rows(w->tmp, n, a->Dp, rows);
+        attn_transpose_words(rows, ceil_div(n, 2), a->D, a->Dp, w->v, BC / 2);
+    } else {
+        attn_pair_rows(w->tmp, n, a->Dp, w->v);
+    }
 }
 
 static void block(const attn *a, const scratch *w, const tensor *q, const tensor *k, const tensor *v, const tensor *o,
@@ -165,7 +172,7 @@ static void block(const attn *a, const scratch *w, const tensor *q, const tensor
     for (int64_t i = 0; i < L; i++) w->qscale[i] = a->qscale;
     /* Tiles start at multiples of BC, whatever the first visible key, so that a row's sums do not depend on others. */
     for (int64_t t0 = from - from % BC; t0 < to; t0 += BC) {
-        int64_t k0 = max64(t0, from - from % 2), k1 = min64(t0 + BC, to);
+        int64_t k0 = max64(t0, from - from % a->step), k1 = min64(t0 + BC, to);
         int64_t plo[PANELS], phi[PANELS];
         bool any = false;
         for (int i = 0; i < panels; i++) {
@@ -216,6 +223,8 @@ void kern_attn_fwd(const tensor *q, const tensor *k, const tensor *v, const tens
         scratch_layout(a.D, a.Dp, scratches + part * omp_get_thread_num(), &w);
         /* Last blocks first: under a causal mask they are the longest. */
         int64_t i = blocks - 1 - item / (a.B * a.H), bh = item % (a.B * a.H);
+        if (a.amx) amx_begin();
         block(&a, &w, q, k, v, o, lse, bh / a.H, bh % a.H, i * bq, min64(bq, a.Sq - i * bq));
+        if (a.amx) amx_end();
     }
 }

@@ -79,7 +79,9 @@ static inline kern_attn_params kern_attn_defaults(float scale) {
 /* o = softmax(scores) v, with lse = log(sum(exp(scores))), by blocks with a running softmax: memory is O(D) a row.
  * q, o: (B,Sq,H,D); k, v: (B,Sk,Hkv,D), H a multiple of Hkv, query head h reads kv head h / (H/Hkv); any strides, but D
  * is contiguous; q, k, v, o of one type. lse: (B,H,Sq) f32, any strides. Sq and Sk may be 0.
- * A row that sees no key gets o = 0, lse = -inf. o may be q itself. */
+ * A row that sees no key gets o = 0, lse = -inf. o may be q itself.
+ * bf16 enters the products as it is where the machine multiplies pairs of it: by AMX's tiles, unless AUTOSP_AMX=0 is in
+ * the environment (amx.h), or by AVX512-BF16; elsewhere, and with dropout, it is widened. Each has its own bits. */
 void kern_attn_fwd(const tensor *q, const tensor *k, const tensor *v, const tensor *o, const tensor *lse,
                    const kern_attn_params *p, void *ws, size_t ws_bytes);
 /* Bytes for at most `threads` threads (omp_get_max_threads() of the thread that will call). */
