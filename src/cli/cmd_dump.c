@@ -73,7 +73,11 @@ static sp_status dump(const train_model *m, const train_setup *s, const char *af
     if (is_plan || kernels) return dump_plan(m, s, kernels);
     TRY(train_options(m, s, &po));
     exec_options eo = {.dev = device_find(s->device), .threads = s->threads};
-    plan_options lower = {.optimizer = s->optimizer, .fuse = train_fuses(s), .workspace = exec_workspace, .ctx = &eo};
+    plan_options lower = {.optimizer = s->optimizer,
+                          .fuse = train_fuses(s),
+                          .microbatches = s->accum,
+                          .workspace = exec_workspace,
+                          .ctx = &eo};
     CHECK(eo.dev, "this build has no device '%s'", s->device);
     po.lower = &lower;
     sp_status st = pass_pipeline(m->forward, &po, print_after, &d, &joint);

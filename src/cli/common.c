@@ -24,6 +24,7 @@ train_setup cli_setup(const cli_options *o, int ranks, int threads) {
     if (o->mask_bytes && parse_bytes(o->mask_bytes, &mask_bytes) != SP_OK) ASSERT(!"options.c checks it");
     if (o->tile_bytes && parse_bytes(o->tile_bytes, &tile_bytes) != SP_OK) ASSERT(!"options.c checks it");
     return (train_setup){.seq = o->seq,
+                         .accum = o->accum,
                          .batch = o->batch,
                          .ranks = ranks,
                          .compute = o->compute,

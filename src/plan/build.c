@@ -477,7 +477,9 @@ static sp_status lower_node(builder *b, const ir_node *n, const int *user, bool 
         }
     }
     if (b->o->workspace) {
-        int64_t bytes = b->o->workspace(b->o->ctx, i);
+        plan_instr most = *i;
+        most.first = i->accumulate; /* whether it is the first to add is not known yet (first.c) */
+        int64_t bytes = b->o->workspace(b->o->ctx, &most);
         if (bytes > 0) {
             i->work = work_buf(b, bytes);
             p->bufs.data[i->work].comm = i->axis >= 0;
@@ -656,7 +658,7 @@ sp_status plan_build(const ir_graph *g, const plan_options *o, plan **out) {
         plan_in_place(p, b.prog);
     }
     if (o->fuse && o->optimizer && p->type == DT_F32) p->adamw = gen_adamw(p->a);
-    plan_first_writes(p);
+    plan_first_writes(p, o);
     TRY(plan_layout(p, o));
     *out = p;
     return SP_OK;

@@ -2,8 +2,12 @@
  * ones add, and nobody writes zeros before.
  *
  *   before  zero b7, dot +=: b7[768,3072] ...     after  dot first +=: b7[768,3072] ...
+ *                                                 or, with one microbatch a step, dot: b7[768,3072] ...
  *
  * Saves two passes over the gradient in each step. The values are those of adding to zeros.
+ *
+ * A product that adds may want another workspace than one that stores (oneDNN's sum to a buffer first). Lowering asks
+ * for the larger; here each gets what it will use, so that a plan has no byte that nobody touches.
  */
 #include "plan/plan.h"
 
@@ -22,7 +26,22 @@ static void note_first(const plan_list *list, int loop, int *first) {
     }
 }
 
-void plan_first_writes(plan *p) {
+static void ask_again(plan *p, plan_instr *in, const plan_options *o) {
+    if (in->work < 0) return;
+    p->bufs.data[in->work].bytes = o->workspace(o->ctx, in);
+    if (p->bufs.data[in->work].bytes <= 0) in->work = -1; /* never alive, so never placed */
+}
+
+/* Products that only ever add, bodies of loops included. */
+static void ask_adding(plan *p, const plan_list *list, const plan_options *o) {
+    for (int i = 0; i < list->n; i++) {
+        plan_instr *in = &list->data[i];
+        if (in->loop) ask_adding(p, &in->loop->body, o);
+        if (in->op == OP_dot && in->accumulate && !in->first) ask_again(p, in, o);
+    }
+}
+
+void plan_first_writes(plan *p, const plan_options *o) {
     plan_list *step = &p->program[PROG_STEP].instrs;
     int *first = malloc(sizeof *first * (size_t)(p->bufs.n + 1));
     ASSERT(first);
@@ -35,7 +54,11 @@ void plan_first_writes(plan *p) {
         if (in->op != OP_dot || !in->accumulate || in->out[0].buf != q->grad) continue;
         const tensor *t = &in->out[0].t;
         if (tensor_numel(t) * dtype_size(t->type) != p->bufs.data[q->grad].bytes) continue;
-        in->first = q->stored = true;
+        q->stored = true;
+        in->first = o->microbatches != 1;
+        in->accumulate = in->first;
+        if (!in->accumulate) ask_again(p, in, o);
     }
     free(first);
+    ask_adding(p, step, o);
 }

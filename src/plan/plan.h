@@ -134,6 +134,8 @@ typedef struct plan_options {
     int64_t judge;  /* > 0: only plan_memory.arena is wanted, and roughly: does a rank take more bytes than that? The
                      * plan cannot run when it does. 0: a plan */
     bool fuse;      /* element-wise and row instructions become generated kernels (fuse.c) */
+    int64_t microbatches; /* of each step, where known; 0: any number. With 1 nothing is ever added to a gradient that
+                           * its first product makes whole (first.c), so that no workspace for adding is planned */
     /* Workspace bytes that the device's kernel of an instruction wants; NULL: none. */
     int64_t (*workspace)(void *ctx, const plan_instr *i);
     void *ctx;
@@ -169,8 +171,9 @@ bool plan_reshape_strides(const tensor *from, int rank, const int64_t *dim, int6
 void plan_fuse(plan *p, int program, const plan_options *o);
 /* inplace.c: lets results take over operands' buffers. Edits the program. */
 void plan_in_place(plan *p, int program);
-/* first.c: finds the products that make a gradient whole before anything else adds to it. Edits the step program. */
-void plan_first_writes(plan *p);
+/* first.c: finds the products that make a gradient whole before anything else adds to it, and asks anew for the
+ * workspaces of all that add. Edits the step program. */
+void plan_first_writes(plan *p, const plan_options *o);
 /* layout.c: lifetimes, sections, offsets and the memory table. */
 sp_status plan_layout(plan *p, const plan_options *o) SP_NODISCARD;
 

@@ -9,6 +9,7 @@
 
 typedef struct train_setup {
     int64_t seq, batch; /* 0: as the model was exported */
+    int64_t accum;      /* microbatches of each step, where known: plan_options; 0: any number */
     int ranks;          /* of the sequence axis */
     dtype compute;
     const char *device; /* "cpu", "ref" */

@@ -115,10 +115,8 @@ static int64_t workspace(const products *p) {
 
 int64_t cpu_dot_workspace(const dev_call *c) {
     kern_gemm_desc d;
-    dev_call any = *c;
     products *p;
-    any.first = c->accumulate; /* which calls are first is found out later */
-    if (!describe(c, &d) || prepare(&any, d, &p) != SP_OK) return 0;
+    if (!describe(c, &d) || prepare(c, d, &p) != SP_OK) return 0;
     int64_t bytes = workspace(p);
     free_products(p);
     return bytes;
