@@ -41,14 +41,19 @@ static cut a2a_cut(const tensor *t, int dim, int64_t parts) {
     return cut_of(t, (axis_layout){.dim = (uint8_t)dim, .outer = 1}, parts);
 }
 
+/* Only what has to be packed or unpacked: with one sequence a rank an exchange needs one of its two copies, and
+ * gathering along the sequence none. How many ranks there are changes nothing here, and is not known yet. */
 int64_t coll_workspace(const dev_call *c) {
+    const tensor *x = &c->in[0], *y = &c->out[0];
     switch (c->op) {
-    case OP_all_to_all:
-        return 2 * round_up(bytes_of(&c->in[0]), 64);
+    case OP_all_to_all: {
+        bool send = a2a_cut(x, c->to.dim, 1).outer != 1, recv = a2a_cut(y, c->from.dim, 1).outer != 1;
+        return (send + recv) * round_up(bytes_of(x), 64);
+    }
     case OP_all_gather:
-        return bytes_of(&c->out[0]);
+        return cut_of(y, c->from, 1).outer == 1 ? 0 : bytes_of(y);
     case OP_reduce_scatter:
-        return bytes_of(&c->in[0]);
+        return cut_of(x, c->to, 1).outer == 1 ? 0 : bytes_of(x);
     default:
         return 0;
     }
@@ -74,7 +79,7 @@ sp_status coll_run(dev_call *c) {
     }
     case OP_all_to_all: {
         cut out = a2a_cut(x, c->to.dim, P), in = a2a_cut(y, c->from.dim, P);
-        char *send = c->work, *recv = send + round_up(bytes_of(x), 64);
+        char *send = c->work, *recv = out.outer == 1 ? send : send + round_up(bytes_of(x), 64);
         const void *from = out.outer == 1 ? x->data : send;
         void *to = in.outer == 1 ? y->data : recv;
         if (out.outer != 1) split(send, x->data, out, P);
