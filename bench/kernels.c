@@ -172,7 +172,7 @@ static void attention(dtype t, int64_t S, int64_t H, int64_t Hkv, int64_t D, boo
     lse.data = bench_alloc(4 * (size_t)(H * S));
     kern_attn_params p = kern_attn_defaults(1.f / sqrtf((float)D));
     p.causal = causal;
-    size_t fwd_bytes = kern_attn_fwd_ws(&q, &k, threads), bwd_bytes = kern_attn_bwd_ws(&q, &k, false, threads);
+    size_t fwd_bytes = kern_attn_fwd_ws(&q, &k, &p, threads), bwd_bytes = kern_attn_bwd_ws(&q, &k, &p, threads);
     void *ws = bench_alloc(fwd_bytes > bwd_bytes ? fwd_bytes : bwd_bytes);
     double s, pairs = causal ? 0.5 * (double)S * (double)(S + 1) : (double)S * (double)S;
     const double scores = pairs * (double)H;

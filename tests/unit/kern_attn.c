@@ -230,7 +230,7 @@ static void run_slack(const char *name, dtype t, layout l, shape n, const kern_a
     x.o = xalloc(8 * nq), x.lse = xalloc(8 * (size_t)(n.B * n.H * n.Sq));
     x.dq = xalloc(8 * nq), x.dk = xalloc(8 * nk), x.dv = xalloc(8 * nk);
     naive_fwd(&x, p);
-    size_t bytes = kern_attn_fwd_ws(&q, &k, TEAM);
+    size_t bytes = kern_attn_fwd_ws(&q, &k, p, TEAM);
     void *ws = xalloc(bytes);
     memset(ws, 0xff, bytes);
     kern_attn_fwd(&q, &k, &v, &o, &lse, p, ws, bytes);
@@ -242,7 +242,7 @@ static void run_slack(const char *name, dtype t, layout l, shape n, const kern_a
             fail_msg("%s: lse[%lld] is %.9g, want %.9g", name, (long long)i, have, want);
     }
     naive_bwd(&x, p);
-    bytes = kern_attn_bwd_ws(&q, &k, p->softcap > 0, TEAM);
+    bytes = kern_attn_bwd_ws(&q, &k, p, TEAM);
     ws = xalloc(bytes);
     memset(ws, 0xff, bytes);
     kern_attn_bwd(&q, &k, &v, &o, &lse, &dout, &dq, &dk, &dv, p, ws, bytes);
@@ -305,6 +305,22 @@ static void offsets(void **state) {
         p.causal = false;
         run_case(name, DT_F32, DENSE, (shape){1, 150, 170, 2, 1, 9}, &p);
     }
+}
+
+/* Workspaces are as small as the queries, the keys and what a window shows of them. */
+static void narrow_windows(void **state) {
+    (void)state;
+    const int64_t window[] = {1, 2, 7, 33, 200}, rows[][2] = {{300, 300}, {1, 300}, {20, 45}, {65, 257}, {600, 600}};
+    for (int t = DT_F32; t <= DT_BF16; t += DT_BF16)
+        for (int i = 0; i < 5; i++)
+            for (int j = 0; j < 5; j++) {
+                char name[64];
+                kern_attn_params p = causal_params(16);
+                p.window = window[i], p.q_offset = rows[j][1] - rows[j][0], p.softcap = j % 2 ? 5 : 0;
+                snprintf(name, sizeof name, "window %d, %d of %d rows", (int)window[i], (int)rows[j][0],
+                         (int)rows[j][1]);
+                run_case(name, t, DENSE, (shape){1, rows[j][0], rows[j][1], 4, 2, j == 2 ? 80 : 16}, &p);
+            }
 }
 
 static void padding(void **state) {
@@ -448,12 +464,12 @@ static void bits_of(dtype t, int64_t window) {
 #endif
         tensor o = make(t, DENSE, n.B, n.Sq, n.H, n.D), dq = make(t, DENSE, n.B, n.Sq, n.H, n.D),
                dk = make(t, DENSE, n.B, n.Sk, n.Hkv, n.D), dv = make(t, DENSE, n.B, n.Sk, n.Hkv, n.D);
-        size_t rows = (size_t)(n.B * n.H * n.Sq), bytes = kern_attn_fwd_ws(&q, &k, threads);
+        size_t rows = (size_t)(n.B * n.H * n.Sq), bytes = kern_attn_fwd_ws(&q, &k, &p, threads);
         lse.data = xalloc(4 * rows);
         void *ws = xalloc(bytes);
         kern_attn_fwd(&q, &k, &v, &o, &lse, &p, ws, bytes);
         free(ws);
-        bytes = kern_attn_bwd_ws(&q, &k, p.softcap > 0, threads);
+        bytes = kern_attn_bwd_ws(&q, &k, &p, threads);
         ws = xalloc(bytes);
         kern_attn_bwd(&q, &k, &v, &o, &lse, &dout, &dq, &dk, &dv, &p, ws, bytes);
         free(ws);
@@ -497,7 +513,7 @@ static void merge(void **state) {
     fill(&q, &seed), fill(&k, &seed), fill(&v, &seed);
     kern_attn_params p = causal_params(D);
     p.q_offset = 20;
-    size_t bytes = kern_attn_fwd_ws(&q, &k, TEAM);
+    size_t bytes = kern_attn_fwd_ws(&q, &k, &p, TEAM);
     void *ws = xalloc(bytes);
     kern_attn_fwd(&q, &k, &v, &whole, &lse[2], &p, ws, bytes);
     for (int i = 2; i >= 0; i--) { /* the hidden block first: merging starts from rows that saw nothing */
@@ -580,10 +596,10 @@ static void rows_alone(void **state) {
                 value[s * D + d] = to_bf(0x1p-9f * bf(value[s * D + d]));
             else if (s % 2)
                 value[s * D + d] = value[(s - 1) * D + d] ^ 0x8000;
-    size_t bytes = kern_attn_fwd_ws(&q, &k, TEAM);
-    void *ws = xalloc(bytes);
     kern_attn_params p = kern_attn_defaults(0);
     p.causal = true, p.window = 38;
+    size_t bytes = kern_attn_fwd_ws(&q, &k, &p, TEAM);
+    void *ws = xalloc(bytes);
     kern_attn_fwd(&q, &k, &v, &o, &lse, &p, ws, bytes);
     for (int64_t from = 1; from < 64; from += 5) {
         tensor part = q, out = make(DT_BF16, DENSE, 1, S - from, 1, D), sums = lse;
@@ -609,6 +625,7 @@ int main(void) {
         cmocka_unit_test(sizes),
         cmocka_unit_test(grouped_heads),
         cmocka_unit_test(offsets),
+        cmocka_unit_test(narrow_windows),
         cmocka_unit_test(padding),
         cmocka_unit_test(documents),
         cmocka_unit_test(formulas),

@@ -103,17 +103,21 @@ static void apply(void *ctx, int64_t b, int64_t h, int64_t q0, int64_t nq, int64
             if (k0 + j - (d->q_offset + q0 + i) >= d->ahead) s[j * ld + i] = -INFINITY;
 }
 
-static float softcap(const ir_node *n) { return (float)ir_float(n, "softcap", 0); }
+/* What the node alone says. */
+static kern_attn_params fixed_params(const ir_node *n) {
+    kern_attn_params p = kern_attn_defaults((float)ir_float(n, "scale", 1));
+    p.causal = ir_int(n, "causal", 0) != 0;
+    if (ir_int(n, "kv_valid", 0)) p.kv_valid = ir_int(n, "kv_valid", 0);
+    p.window = ir_int(n, "window", 0);
+    p.softcap = (float)ir_float(n, "softcap", 0);
+    return p;
+}
 
 static kern_attn_params params(const dev_call *c, int first, bias_data *data) {
     const ir_node *n = c->node;
-    kern_attn_params p = kern_attn_defaults((float)ir_float(n, "scale", 1));
+    kern_attn_params p = fixed_params(n);
     int nq = 0, nk = 0;
-    p.causal = ir_int(n, "causal", 0) != 0;
     p.q_offset = c->offset;
-    if (ir_int(n, "kv_valid", 0)) p.kv_valid = ir_int(n, "kv_valid", 0);
-    p.window = ir_int(n, "window", 0);
-    p.softcap = softcap(n);
     *data = (bias_data){.q_offset = c->offset, .ahead = ir_int(n, "window_ahead", 0)};
     const char *side = ir_str(n, "side"), *roles = ir_str(n, "roles");
     for (int i = first; i < c->nin; i++) {
@@ -167,8 +171,10 @@ static kern_attn_params params(const dev_call *c, int first, bias_data *data) {
 
 int64_t cpu_attention_workspace(const dev_call *c) {
     if (!cpu_fast_type(c->in[0].type)) return 0;
-    return (int64_t)(c->op == OP_attention ? kern_attn_fwd_ws(&c->in[0], &c->in[1], c->threads)
-                                           : kern_attn_bwd_ws(&c->in[0], &c->in[1], softcap(c->node) > 0, c->threads));
+    kern_attn_params p = fixed_params(c->node);
+    p.drop.p = ir_float(c->node, "drop_p", 0);
+    return (int64_t)(c->op == OP_attention ? kern_attn_fwd_ws(&c->in[0], &c->in[1], &p, c->threads)
+                                           : kern_attn_bwd_ws(&c->in[0], &c->in[1], &p, c->threads));
 }
 
 sp_status cpu_attention(dev_call *c) {

@@ -33,34 +33,53 @@ typedef struct scratch {
     float *k2, *p16, *ds16, *ds2, *q2, *dout2; /* words of pairs, see tile_pairs */
 } scratch;
 
-/* Sized for the keys, the type and the scores there are, so that a plan counts what will be touched. */
-static int64_t scratch_layout(int64_t D, int64_t Dp, int64_t Sk, bool bf, bool softcap, float *base, scratch *w) {
-    const int64_t KB = key_rows(D, Sk);
+/* What a scratch has room for: the queries, keys, type and scores there are, so that a plan counts what is touched. */
+typedef struct room {
+    int64_t D, Dp, keys, queries;
+    int64_t seen; /* keys of a block that a tile of queries sees, at most: few under a window */
+    bool softcap;
+    bool rows, pairs; /* operands as rows of f32, as words of pairs; both where dropout may be off or on */
+} room;
+
+static room room_for(const tensor *q, const tensor *k, const kern_attn_params *p) {
+    const int64_t D = q->dim[3], S = max64(q->dim[1], 1);
+    room r = {.D = D, .Dp = round_up(D, VL), .softcap = p->softcap > 0};
+    r.keys = key_rows(D, k->dim[1]);
+    r.queries = min64(BQ, round_up(S, MICRO_LANES));
+    r.pairs = VEC_PAIRS && q->type == DT_BF16;
+    const int64_t step = r.pairs && amx_usable() ? 2 * AMX_PAIRS : 2; /* attn.step; one more may complete a pair */
+    r.seen = p->causal && p->window > 0 ? min64(r.keys, round_up(min64(S, BQ) - 1 + p->window, 2) + step) : r.keys;
+    r.rows = !r.pairs || p->drop.p > 0;
+    return r;
+}
+
+static int64_t scratch_layout(const room *r, float *base, scratch *w) {
+    const int64_t KB = r->keys, SB = r->seen, Q = r->queries, D = r->D, Dp = r->Dp, pairs = r->pairs;
+    const int64_t half = r->rows ? 1 : 2; /* a row of pairs takes half as many words */
     float **part[] = {&w->k,      &w->v,   &w->dk,  &w->dv,   &w->s,   &w->ds,  &w->cap,
                       &w->qt,     &w->dot, &w->q,   &w->dout, &w->dqt, &w->lse, &w->delta,
                       &w->qscale, &w->k2,  &w->p16, &w->ds16, &w->ds2, &w->q2,  &w->dout2};
-    const int64_t pairs = VEC_PAIRS && bf ? 1 : 0; /* else without their buffers */
-    int64_t size[] = {KB * Dp,
+    int64_t size[] = {KB * Dp / half,
+                      KB * Dp / half,
                       KB * Dp,
                       KB * Dp,
-                      KB * Dp,
-                      KB * BQ,
-                      KB * BQ,
-                      softcap ? KB * BQ : 0,
-                      BQ * D,
-                      BQ * D,
-                      BQ * Dp,
-                      BQ * Dp,
-                      BQ * D,
-                      BQ,
-                      BQ,
+                      SB * BQ,
+                      SB * BQ,
+                      r->softcap ? SB * BQ : 0,
+                      Q * D,
+                      Q * D,
+                      Q * Dp / half,
+                      Q * Dp / half,
+                      Q * D,
+                      Q,
+                      Q,
                       MICRO_LANES,
                       pairs * KB * Dp / 2,
-                      pairs * KB * BQ / 2,
-                      pairs * KB * BQ / 2,
-                      pairs * KB * BQ / 2,
-                      pairs * BQ * Dp / 2,
-                      pairs * BQ * Dp / 2};
+                      pairs * SB * BQ / 2,
+                      pairs * SB * BQ / 2,
+                      pairs * SB * BQ / 2,
+                      pairs * Q * Dp / 2,
+                      pairs * Q * Dp / 2};
     int64_t total = 0;
     for (int i = 0; i < 21; i++) {
         if (base) *part[i] = base + total;
@@ -79,10 +98,11 @@ typedef struct plan {
     int64_t blocks, tiles, group; /* key blocks a head, query tiles a head, query heads a kv head */
     int64_t units, wave;          /* kv heads in the batch; how many of them are in work at once */
     int64_t off_docs, off_passed, off_delta, off_dq, off_threads, part; /* bytes */
+    room room;
     size_t bytes;
 } plan;
 
-static plan make_plan(const tensor *q, const tensor *k, bool softcap, int threads) {
+static plan make_plan(const tensor *q, const tensor *k, const kern_attn_params *p, int threads) {
     const int64_t B = q->dim[0], Sq = q->dim[1], H = q->dim[2], D = q->dim[3], Sk = k->dim[1], Hkv = k->dim[2];
     plan x = {.blocks = ceil_div(Sk, key_block(D)), .tiles = ceil_div(Sq, BQ), .group = H / Hkv, .units = B * Hkv};
     const bool bf = q->type == DT_BF16;
@@ -91,7 +111,8 @@ static plan make_plan(const tensor *q, const tensor *k, bool softcap, int thread
     x.wave = max64(ceil_div(8 * threads, max64(x.blocks, 1)), WAVE_BYTES / head);
     x.wave = bf ? min64(x.units, x.wave) : x.units;
     scratch w;
-    x.part = 4 * scratch_layout(D, round_up(D, VL), Sk, bf, softcap, NULL, &w);
+    x.room = room_for(q, k, p);
+    x.part = 4 * scratch_layout(&x.room, NULL, &w);
     x.off_docs = KERN_ALIGN; /* the first line holds the counter of blocks handed out */
     x.off_passed = x.off_docs + attn_documents_bytes(B, Sk);
     x.off_delta = x.off_passed + (int64_t)sizeof(passed) * x.units * x.blocks;
@@ -101,8 +122,8 @@ static plan make_plan(const tensor *q, const tensor *k, bool softcap, int thread
     return x;
 }
 
-size_t kern_attn_bwd_ws(const tensor *q, const tensor *k, bool softcap, int threads) {
-    return make_plan(q, k, softcap, threads).bytes;
+size_t kern_attn_bwd_ws(const tensor *q, const tensor *k, const kern_attn_params *p, int threads) {
+    return make_plan(q, k, p, threads).bytes;
 }
 
 typedef struct job {
@@ -335,8 +356,8 @@ static void block(const job *t, const scratch *w, int64_t unit, int64_t j) {
     float factor[MICRO_LANES];
     for (int i = 0; i < MICRO_LANES; i++) factor[i] = a->p->scale, w->qscale[i] = a->qscale;
     pack_keys(t, w, b, hkv, k0, nk);
-    memset(w->dk, 0, sizeof(float) * (size_t)(KB * a->Dp));
-    memset(w->dv, 0, sizeof(float) * (size_t)(KB * a->Dp));
+    memset(w->dk, 0, sizeof(float) * (size_t)(x->room.keys * a->Dp));
+    memset(w->dv, 0, sizeof(float) * (size_t)(x->room.keys * a->Dp));
     for (int64_t g = 0; g < x->group; g++)
         for (int64_t i = 0; i < x->tiles; i++) {
             const int64_t h = hkv * x->group + g, q0 = i * BQ, nq = min64(BQ, a->Sq - q0), step = g * x->tiles + i;
@@ -392,7 +413,7 @@ void kern_attn_bwd(const tensor *q, const tensor *k, const tensor *v, const tens
     attn_check(a, dout, a->Sq, a->H, q->type), attn_check(a, dq, a->Sq, a->H, q->type);
     ASSERT(lse->rank == 3 && lse->type == DT_F32 && lse->dim[0] == a->B && lse->dim[1] == a->H && lse->dim[2] == a->Sq);
     const int threads = omp_get_max_threads();
-    t.x = make_plan(q, k, p->softcap > 0, threads);
+    t.x = make_plan(q, k, p, threads);
     const plan *x = &t.x;
     ASSERT(ws_bytes >= x->bytes);
     attn_documents(&t.a, t.ws + x->off_docs);
@@ -403,8 +424,7 @@ void kern_attn_bwd(const tensor *q, const tensor *k, const tensor *v, const tens
 #pragma omp parallel num_threads(threads)
     {
         scratch w = {0};
-        scratch_layout(a->D, a->Dp, a->Sk, a->bf, a->p->softcap > 0,
-                       (float *)(t.ws + x->off_threads + x->part * omp_get_thread_num()), &w);
+        scratch_layout(&x->room, (float *)(t.ws + x->off_threads + x->part * omp_get_thread_num()), &w);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) {
             int64_t bh = i / x->tiles, s = i % x->tiles * BQ;

@@ -22,11 +22,25 @@ typedef struct scratch {
     float *qt, *ot, *k, *v, *s, *max, *sum, *factor, *qscale, *tmp;
 } scratch;
 
-static int64_t scratch_layout(int64_t D, int64_t Dp, float *base, scratch *w) {
+/* The queries of a block: fewer where threads would be idle. */
+static int64_t queries_of(const tensor *q, int threads) {
+    int64_t bq = BQ_MAX;
+    while (bq > BQ_MIN && ceil_div(q->dim[1], bq) * q->dim[0] * q->dim[2] < 4 * threads) bq /= 2;
+    return bq;
+}
+
+/* Sized for the queries, the keys and the type that there are, so that a plan counts what is touched. */
+static int64_t scratch_layout(const tensor *q, const tensor *k, const kern_attn_params *p, int threads, float *base,
+                              scratch *w) {
     float *at = base;
+    const int64_t D = q->dim[3], Dp = round_up(D, VL);
+    const int64_t Q = min64(queries_of(q, threads), round_up(max64(q->dim[1], 1), MICRO_LANES));
+    const bool pairs = VEC_PAIRS && q->type == DT_BF16, amx = pairs && amx_usable();
+    const int64_t K = amx ? BC : min64(BC, round_up(max64(k->dim[1], 1), 2)), tmp = max64(K, MICRO_LANES);
+    const int64_t half = pairs && p->drop.p == 0 ? 2 : 1; /* a row of pairs takes half as many words */
     float **part[] = {&w->qt, &w->ot, &w->k, &w->v, &w->s, &w->max, &w->sum, &w->factor, &w->qscale, &w->tmp};
-    int64_t size[] = {BQ_MAX * D, BQ_MAX * D, BC * Dp,     BC * Dp,     BC * MICRO_LANES,
-                      BQ_MAX,     BQ_MAX,     MICRO_LANES, MICRO_LANES, BC * Dp};
+    int64_t size[] = {Q * D, Q * D, K * Dp / half, K * Dp / half, K * MICRO_LANES,
+                      Q,     Q,     MICRO_LANES,   MICRO_LANES,   pairs ? tmp * Dp / (amx ? 1 : 2) : 0};
     int64_t total = 0;
     for (int i = 0; i < 10; i++) {
         if (at) *part[i] = at + total;
@@ -35,9 +49,9 @@ static int64_t scratch_layout(int64_t D, int64_t Dp, float *base, scratch *w) {
     return total;
 }
 
-size_t kern_attn_fwd_ws(const tensor *q, const tensor *k, int threads) {
+size_t kern_attn_fwd_ws(const tensor *q, const tensor *k, const kern_attn_params *p, int threads) {
     scratch w;
-    const int64_t part = scratch_layout(q->dim[3], round_up(q->dim[3], VL), NULL, &w);
+    const int64_t part = scratch_layout(q, k, p, threads, NULL, &w);
     return (size_t)(attn_documents_bytes(q->dim[0], k->dim[1]) + 4 * part * threads);
 }
 
@@ -208,19 +222,18 @@ void kern_attn_fwd(const tensor *q, const tensor *k, const tensor *v, const tens
     attn_check(&a, o, a.Sq, a.H, q->type);
     ASSERT(lse->rank == 3 && lse->type == DT_F32 && lse->dim[0] == a.B && lse->dim[1] == a.H && lse->dim[2] == a.Sq);
     const int threads = omp_get_max_threads();
-    ASSERT(ws_bytes >= kern_attn_fwd_ws(q, k, threads));
-    int64_t bq = BQ_MAX;
-    while (bq > BQ_MIN && ceil_div(a.Sq, bq) * a.B * a.H < 4 * threads) bq /= 2;
+    ASSERT(ws_bytes >= kern_attn_fwd_ws(q, k, p, threads));
+    const int64_t bq = queries_of(q, threads);
     const int64_t blocks = ceil_div(a.Sq, bq), items = blocks * a.B * a.H;
     if (!items) return;
     scratch unused;
-    const int64_t part = scratch_layout(a.D, a.Dp, NULL, &unused);
+    const int64_t part = scratch_layout(q, k, p, threads, NULL, &unused);
     float *scratches = (float *)((char *)ws + attn_documents_bytes(a.B, a.Sk));
     attn_documents(&a, ws);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t item = 0; item < items; item++) {
         scratch w = {0};
-        scratch_layout(a.D, a.Dp, scratches + part * omp_get_thread_num(), &w);
+        scratch_layout(q, k, p, threads, scratches + part * omp_get_thread_num(), &w);
         /* Last blocks first: under a causal mask they are the longest. */
         int64_t i = blocks - 1 - item / (a.B * a.H), bh = item % (a.B * a.H);
         if (a.amx) amx_begin();

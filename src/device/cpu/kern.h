@@ -84,8 +84,9 @@ static inline kern_attn_params kern_attn_defaults(float scale) {
  * the environment (amx.h), or by AVX512-BF16; elsewhere, and with dropout, it is widened. Each has its own bits. */
 void kern_attn_fwd(const tensor *q, const tensor *k, const tensor *v, const tensor *o, const tensor *lse,
                    const kern_attn_params *p, void *ws, size_t ws_bytes);
-/* Bytes for at most `threads` threads (omp_get_max_threads() of the thread that will call). */
-size_t kern_attn_fwd_ws(const tensor *q, const tensor *k, int threads);
+/* Bytes for at most `threads` threads (omp_get_max_threads() of the thread that will call). Of p drop.p is read; above 0
+ * there is room for calls with dropout and without. */
+size_t kern_attn_fwd_ws(const tensor *q, const tensor *k, const kern_attn_params *p, int threads);
 
 /* dq, dk, dv (overwritten; shapes and type of q, k, v, any strides, D contiguous) from o, lse of the forward pass and
  * its cotangent dout. o and lse may belong to a softmax over more keys than these (a ring's global ones): the
@@ -93,8 +94,8 @@ size_t kern_attn_fwd_ws(const tensor *q, const tensor *k, int threads);
 void kern_attn_bwd(const tensor *q, const tensor *k, const tensor *v, const tensor *o, const tensor *lse,
                    const tensor *dout, const tensor *dq, const tensor *dk, const tensor *dv, const kern_attn_params *p,
                    void *ws, size_t ws_bytes);
-/* The same for it. softcap: are scores capped? Their derivatives take room then. */
-size_t kern_attn_bwd_ws(const tensor *q, const tensor *k, bool softcap, int threads);
+/* The same for it. Of p softcap, causal, window and drop.p are read: capped scores have derivatives, a window hides. */
+size_t kern_attn_bwd_ws(const tensor *q, const tensor *k, const kern_attn_params *p, int threads);
 
 /* Folds the result of attention over other keys into (o, lse): lse' = log(e^lse + e^lse2),
  * o' = o e^(lse-lse') + o2 e^(lse2-lse'). o f32 (B,Sq,H,D); o2 f32 or bf16; lse, lse2 (B,H,Sq) f32. */
