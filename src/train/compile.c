@@ -55,11 +55,8 @@ static sp_status compile_with(const train_model *m, const train_setup *s, purpos
     ir_graph forward = *m->forward, *joint; /* passes allocate in their input's arena and do not change it */
     forward.a = c->a;
     exec_options eo = {.dev = c->dev, .threads = s->threads};
-    plan_options po = {.optimizer = s->optimizer,
-                       .fuse = d.fuse,
-                       .microbatches = s->accum,
-                       .workspace = exec_workspace,
-                       .ctx = &eo};
+    plan_options po = {
+        .optimizer = s->optimizer, .fuse = d.fuse, .microbatches = s->accum, .workspace = exec_workspace, .ctx = &eo};
     TRY(train_options(m, s, &c->options));
     pass_options passes = c->options;
     TRY_NOTE(cost_machine_parse(c->a, s->machine ? s->machine : "cpu", &c->machine), "--machine");

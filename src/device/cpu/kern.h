@@ -84,8 +84,8 @@ static inline kern_attn_params kern_attn_defaults(float scale) {
  * the environment (amx.h), or by AVX512-BF16; elsewhere, and with dropout, it is widened. Each has its own bits. */
 void kern_attn_fwd(const tensor *q, const tensor *k, const tensor *v, const tensor *o, const tensor *lse,
                    const kern_attn_params *p, void *ws, size_t ws_bytes);
-/* Bytes for at most `threads` threads (omp_get_max_threads() of the thread that will call). Of p drop.p is read; above 0
- * there is room for calls with dropout and without. */
+/* Bytes for at most `threads` threads (omp_get_max_threads() of the thread that will call). Of p drop.p is read; above
+ * 0 there is room for calls with dropout and without. */
 size_t kern_attn_fwd_ws(const tensor *q, const tensor *k, const kern_attn_params *p, int threads);
 
 /* dq, dk, dv (overwritten; shapes and type of q, k, v, any strides, D contiguous) from o, lse of the forward pass and
