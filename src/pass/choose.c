@@ -7,6 +7,9 @@
  * falls with the budget, so the least of them does too. A choice is passed over when its plan would not win even if it
  * computed again no more than it must.
  *
+ * Host memory comes last, in steps from the fewest bytes up (save_rung): each step starts from what the ones before
+ * found, so that the result for a host budget is a later stage of the result for a smaller one and never slower.
+ *
  * For the policy `least` the choice with the least peak is taken, trying from fine to coarse: usually the finest has
  * it.
  *
@@ -19,6 +22,7 @@
  */
 #include "pass/pass.h"
 
+#include <limits.h>
 #include <math.h>
 
 /* Coarse to fine. share: a loop's working set is at most what crosses its border, divided by this; loss: the same for
@@ -106,8 +110,8 @@ static sp_status leanest(const ir_graph *joint, const pass_options *o, const cos
     return SP_OK;
 }
 
-/* Takes the fastest rule that fits and takes less than `best` seconds. */
-static sp_status try_rules(const ir_graph *joint, const pass_options *o, const cost_machine *m, double best,
+/* Takes the fastest rule that fits and takes less than *best seconds. */
+static sp_status try_rules(const ir_graph *joint, const pass_options *o, const cost_machine *m, double *best,
                            pass_options *out) {
     for (int i = CHOICES; i < ALL; i++) {
         save_report r = {0};
@@ -115,14 +119,79 @@ static sp_status try_rules(const ir_graph *joint, const pass_options *o, const c
         int64_t kept;
         pass_options x = with_choice(o, i);
         if (weigh(joint, &x, m, &seconds, &kept) != SP_OK) continue;
-        if (seconds >= best && (i - CHOICES) % RULES == 0) i += RULES - 1; /* the others compute more */
-        if (seconds >= best) continue;
+        if (seconds >= *best && (i - CHOICES) % RULES == 0) i += RULES - 1; /* the others compute more */
+        if (seconds >= *best) continue;
         x.save = &r;
         if (attempt(joint, &x, m, &seconds) != SP_OK) continue;
-        best = seconds;
+        *best = seconds;
         x.save = o->save;
         x.again_bound = out->again_bound;
         *out = x;
+    }
+    return SP_OK;
+}
+
+/* The same choices with host memory, from the fewest bytes up, each to beat `best` seconds: see save_rung. On each rung
+ * the choice that is best so far is the first; those that lost are left alone for a while. */
+static sp_status try_hosts(const ir_graph *joint, const pass_options *o, const cost_machine *m, save_curves *curves,
+                           double best, pass_options *out) {
+    save_tried tried[CHOICES];
+    double whole[CHOICES] = {0}; /* seconds with everything kept; 0: not known yet */
+    int lost[CHOICES] = {0}, wait[CHOICES] = {0};
+    int choice = 0, set = 0; /* the best so far, where it moves anything */
+    for (int i = 0; i < CHOICES; i++) tried[i] = (save_tried){.a = joint->a};
+    out->again_bound = INFINITY; /* what was found is without the host */
+    for (int k = 1; k <= save_rungs(o->host_memory); k++)
+        for (int j = 0, first = choice; j < CHOICES; j++) {
+            const int i = j == 0 ? first : j <= first ? j - 1 : j;
+            const bool only = save_between(k) && save_on_host(set);
+            if (tried[i].next > k || (only ? i != choice : wait[i] > k)) continue;
+            save_report r = {0};
+            double seconds;
+            pass_options x = with_choice(o, i);
+            x.save = &r;
+            x.trial = true;
+            x.curves = curves;
+            x.tried = &tried[i];
+            x.rung = k + 1;
+            x.set = only ? set : 0;
+            if (best < INFINITY) {
+                pass_options all = x;
+                all.save_policy = "all";
+                if (whole[i] == 0) whole[i] = attempt(joint, &all, m, &seconds) == SP_OK ? seconds : INFINITY;
+                if (whole[i] >= best) {
+                    tried[i].next = INT_MAX;
+                    continue;
+                }
+                x.again_limit = best - whole[i];
+            }
+            sp_status ok = attempt(joint, &x, m, &seconds);
+            out->again_bound = fmin(out->again_bound, r.bound);
+            bool won = ok == SP_OK && seconds < best;
+            if (best < INFINITY) save_back_off(k, won, &lost[i], &wait[i]);
+            if (!won) continue;
+            best = seconds;
+            choice = i;
+            set = r.taken.set;
+            double bound = out->again_bound;
+            *out = with_choice(o, i);
+            out->again_bound = bound;
+            out->again_limit = x.again_limit;
+            out->take = r.taken;
+        }
+    if (best < INFINITY) return SP_OK;
+    int64_t least = INT64_MAX; /* nothing fits: the choice that needs the least speaks for all */
+    for (int i = 0; i < CHOICES; i++) {
+        save_report r = {0};
+        double seconds;
+        pass_options x = with_choice(o, i);
+        x.save = &r;
+        x.save_policy = "least";
+        TRY(attempt(joint, &x, m, &seconds));
+        if (r.arena >= least) continue;
+        least = r.arena;
+        *out = with_choice(o, i);
+        out->rung = save_rungs(o->host_memory) + 1;
     }
     return SP_OK;
 }
@@ -155,6 +224,7 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
         save_report r = {0};
         double seconds = 0;
         pass_options x = with_choice(given, i);
+        x.host_memory = 0; /* first without: it is used only where that makes a step faster, or possible */
         x.save = &r;
         x.trial = true;
         x.curves = &curves;
@@ -181,5 +251,6 @@ sp_status pass_choose(const ir_graph *joint, const pass_options *given, pass_opt
         out->take = r.taken;                                         /* the same plan again, without its search */
         if (best < INFINITY && i == 0 && r.again <= 0) return SP_OK; /* nothing is computed again, nothing is cut */
     }
-    return try_rules(joint, o, machine, best, out);
+    TRY(try_rules(joint, o, machine, &best, out));
+    return o->host_memory > 0 ? try_hosts(joint, o, machine, &curves, best, out) : SP_OK;
 }

@@ -26,6 +26,8 @@ typedef struct pass_options {
     double again_limit;      /* pass_choose: a choice whose plans compute again no less has lost; 0: none */
     bool trial;              /* set by pass_choose while it tries: the report's front may end at the budget */
     save_curves *curves;     /* set by pass_choose while it tries: what its searches share */
+    int rung, set;           /* set by pass_choose while it tries: save_options */
+    save_tried *tried;       /* set by pass_choose while it tries: save_options */
     save_taken take;         /* set by pass_choose: what its search under the choice has found */
     double again_bound;      /* set by pass_choose: no plan under any of its choices computes again less */
     const char *rule;        /* set by pass_choose: the plan of this other policy in place of a search */

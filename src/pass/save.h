@@ -11,9 +11,10 @@
 
 /* Where a search ended: with the same graph and options, save_options.take goes there without searching. */
 typedef struct save_taken {
-    int set, point; /* which of the fronts, counted from 1; its point. 0: not on a front */
-    int64_t host;   /* the host bytes that the front is for */
-    int64_t arena;  /* bytes of a rank, everything included */
+    int set,
+        point;    /* which of the fronts, counted from 1; its point. Behind the fronts, the leanest plans; 0: nothing */
+    int64_t host; /* the host bytes that the front is for */
+    int64_t arena; /* bytes of a rank, everything included */
 } save_taken;
 
 /* Fronts of chains that were solved already: choices of tiles differ in few of them. */
@@ -25,6 +26,34 @@ typedef struct save_curves {
     } * data;
     int n, cap;
 } save_curves;
+
+/* What a choice of tiles took when it was lowered, from host budget to host budget. */
+typedef struct save_judged {
+    int state; /* remat_point */
+    int64_t bytes;
+} save_judged;
+
+typedef VEC(save_judged) save_judgements;
+
+typedef struct save_tried {
+    arena *a;
+    save_judgements known[5]; /* by front */
+    int64_t last[5];          /* host bytes that it was last tried with */
+    int64_t lean[6];          /* the leanest plans, by what calls them so: bytes above the estimate; 0: not tried */
+    int lost[5], wait[5];     /* by front: how often in a row it had nothing, and until which rung it is left alone */
+    int next;                 /* the first rung that may have something new */
+} save_tried;
+
+/* The host budgets that policy budget tries, from the least, each to beat what the ones before found: 0, then eight in
+ * each power of two from 256 bytes on. They depend on nothing, and what is tried on one depends on the ones before it
+ * only: the plan for a budget is the best of a series whose beginning is a smaller budget's series. So more host memory
+ * never slows a step, by construction and not by estimate. Up to a ninth of a budget stays unused for it. */
+int64_t save_rung(int rung);  /* bytes */
+int save_rungs(int64_t host); /* the last rung of at most so many bytes */
+bool save_between(int rung);  /* neither a power of two nor halfway: only the front that is best is tried there */
+/* What had nothing to offer on a rung is left alone for half an octave, then for one, two, four. */
+void save_back_off(int rung, bool won, int *lost, int *wait);
+static inline bool save_on_host(int set) { return set >= 3 && set <= 5; } /* of save_taken */
 
 /* The policies of --set save.policy=... :
  *   all      keep every value that the backward reads
@@ -42,6 +71,9 @@ typedef struct save_options {
     bool trial;                  /* policy budget: only the plan is wanted: no front above the budget, rough bytes */
     save_curves *curves;         /* policy budget: fronts are looked up and added here; NULL: nowhere */
     save_taken take;             /* policy budget: what a search has found already */
+    int rung;                    /* policy budget: the only rung to try, counted from 1 (no host); 0: all */
+    int set;                     /* policy budget: of the fronts with the host the only one to try; 0: all */
+    save_tried *tried;           /* policy budget: what rungs before this one found out; NULL: nothing */
     const char *rule;            /* policies budget and least: the plan of this policy in place of a search; NULL */
     const cost_machine *machine; /* prices the operators and the link to the host */
     bool keep_collectives;       /* never run a collective twice (default: those that only move data may) */

@@ -33,7 +33,7 @@ static void add_host_plans(const save_model *m, const save_options *o, const rem
     }
     for (int i = n; i < some.n; i++) { /* those that no other plan beats */
         const remat_plan *x = &some.data[i];
-        bool beaten = x->host > o->host_memory;
+        bool beaten = false;
         for (int j = 0; j < some.n && !beaten; j++) {
             const remat_plan *y = &some.data[j];
             bool as_good =

@@ -10,28 +10,44 @@
  */
 #include "pass/save_impl.h"
 
+#include <limits.h>
 #include <math.h>
 
+/* ---- host budgets ------------------------------------------------------------------------------ */
+
+enum { OCTAVE = 8, FIRST = 256, RUNGS = OCTAVE * 54 }; /* from what a host copy is aligned to up to 2^62 */
+
+int64_t save_rung(int rung) {
+    return rung > 0 ? (int64_t)(OCTAVE + (rung - 1) % OCTAVE) * (FIRST / OCTAVE) << (rung - 1) / OCTAVE : 0;
+}
+
+int save_rungs(int64_t host) {
+    int k = 0;
+    while (k < RUNGS && save_rung(k + 1) <= host) k++;
+    return k;
+}
+
+bool save_between(int rung) { return (rung - 1) % (OCTAVE / 2) != 0; }
+
+void save_back_off(int rung, bool won, int *lost, int *wait) {
+    *lost = won ? 0 : *lost + 1;
+    *wait = rung + (won ? 1 : OCTAVE / 2 << min64(*lost - 1, 3));
+}
+
 /* ---- one front --------------------------------------------------------------------------------- */
-
-/* What points of a chain's surface took when they were lowered. */
-typedef struct judged {
-    int state; /* remat_point */
-    int64_t bytes;
-} judged;
-
-typedef VEC(judged) judgements;
 
 typedef struct search {
     const save_model *m;
     const save_options *o;
     save_report *r;
+    arena *a; /* of what is known */
+    save_curves *curves;
     remat_chain chain;
     const remat_curve *surface; /* of all host budgets up to the chain's */
     const remat_curve *curve;   /* for `host` bytes of it */
     const remat_points *pts;
     int64_t host;
-    judgements *known;
+    save_judgements *known;
     const remat_plan **plan; /* by segment */
     int *choice;
 } search;
@@ -62,7 +78,7 @@ static sp_status try_point(search *s, int point, int64_t *bytes) {
         *bytes = s->pts->data[point].peak;
         return SP_OK;
     }
-    judged j = {.state = s->pts->data[point].state};
+    save_judged j = {.state = s->pts->data[point].state};
     for (int i = 0; i < s->known->n; i++)
         if (s->known->data[i].state == j.state) {
             *bytes = s->known->data[i].bytes;
@@ -74,7 +90,7 @@ static sp_status try_point(search *s, int point, int64_t *bytes) {
     if (ok == SP_OK) ok = save_lowered(s->o, g, s->r, bytes);
     arena_free(a);
     j.bytes = *bytes;
-    vec_push(s->m->a, s->known, j);
+    vec_push(s->a, s->known, j);
     return ok;
 }
 
@@ -157,8 +173,7 @@ static uint64_t key_of(const save_model *m, const remat_chain *c) {
 }
 
 static remat_curve *curve_of(const search *s) {
-    save_curves *all = s->o->curves;
-    if (!all) return remat_chain_solve(s->m->g->a, &s->chain); /* the front outlives the pass */
+    save_curves *all = s->curves;
     struct save_curve fresh = {.key = key_of(s->m, &s->chain)};
     for (int i = 0; i < all->n; i++)
         if (all->data[i].key == fresh.key) return all->data[i].curve;
@@ -169,18 +184,21 @@ static remat_curve *curve_of(const search *s) {
 
 /* A search over the chain with these plans of each class, and at most cap bytes by their estimates (0: all). */
 static search search_of(search s, const remat_plans *plans, int64_t host_memory, int64_t cap) {
+    s.a = s.m->a;
     s.chain = (remat_chain){.n = s.m->nseg, .cls = s.m->cls, .plans = plans, .host_budget = host_memory, .cap = cap};
     s.surface = s.curve = curve_of(&s);
     s.pts = remat_curve_points(s.curve);
     s.host = host_memory;
     if (cap > 0 && !s.pts->n) return search_of(s, plans, host_memory, 0);
-    s.known = ARENA_NEW(s.m->a, judgements);
+    s.known = ARENA_NEW(s.a, save_judgements);
     s.plan = ARENA_ARRAY(s.m->a, const remat_plan *, s.m->nseg);
     s.choice = ARENA_ARRAY(s.m->a, int, s.m->nseg);
     return s;
 }
 
 /* A plan that was lowered. */
+enum { LEAST_SETS = 6 }; /* see leanest */
+
 typedef struct found {
     search s;
     int set, point; /* which of the fronts, from 1; -1: none, or not on a front */
@@ -210,28 +228,6 @@ static sp_status try_search(search *s, int set, found *best, found *lean) {
     if (point < 0 && (lean->point < 0 || least < lean->arena)) *lean = (found){*s, set, 0, least, INFINITY, NULL};
     double seconds = point < 0 ? INFINITY : s->pts->data[point].seconds;
     if (seconds < best->seconds) *best = (found){*s, set, point, s->r->arena, seconds, NULL};
-    return SP_OK;
-}
-
-/* The same for every host budget in turn, powers of two and halfway between, from the fewest bytes that this front
- * moves up to the search's own. A front holds all that a smaller budget's has, or what beats it, by estimates; the
- * judge may see that otherwise. So the smaller ones are tried first, and larger ones add to what they found. Only
- * where a front has something new. */
-static sp_status try_hosts(search *s, int set, found *best, found *lean) {
-    int64_t last = -1, least = s->host;
-    for (int i = 0; i < s->pts->n; i++)
-        if (s->pts->data[i].host) least = min64(least, s->pts->data[i].host);
-    int64_t power = 1;
-    while (power <= least / 2) power *= 2;
-    for (int64_t host = power; last < s->host; host += max64(power / 2, 1)) {
-        if (host >= 2 * power) power *= 2;
-        search x = narrowed(*s, min64(host, s->host));
-        bool fresh = false;
-        for (int i = 0; i < x.pts->n; i++)
-            fresh |= x.pts->data[i].host > last && x.pts->data[i].seconds < best->seconds;
-        last = x.host;
-        if (fresh) TRY(try_search(&x, set, best, lean));
-    }
     return SP_OK;
 }
 
@@ -267,21 +263,28 @@ static bool same_plans(const save_model *m, const remat_plan *const *x, const re
     return true;
 }
 
+/* The estimates that tell which plan is leanest: from the fourth on with the host. */
+static const remat_plans *least_set(const save_model *m, const save_class_plans *p, int k) {
+    const remat_plans *sets[] = {p->whole, p->tiled, p->bare, p->whole, p->bare};
+    return k < 5 ? sets[k] : save_leanest_on_host(m, p->bare);
+}
+
 /* The plan that takes the least when it is lowered, of those that the estimates call leanest and that take fewer than
- * `limit` seconds; the first of at most `enough` bytes when one is. Fails only where lowering does; nothing is found
- * where out->plans is NULL. */
+ * `limit` seconds; the first of at most `enough` bytes when one is. moved: only plans with host bytes. tried: passes
+ * over what by its estimate, corrected by what the same set's last plan took, is too much; NULL: tries all. Fails only
+ * where lowering does; nothing is found where out->plans is NULL. */
 static sp_status leanest(const save_model *m, const save_options *o, const save_class_plans *p, int64_t host,
-                         int64_t enough, double limit, save_report *r, found *out) {
-    const remat_plans *sets[] = {p->whole, p->tiled, p->bare, p->whole, p->bare, NULL};
-    const remat_plan **seen[6];
+                         bool moved, int64_t enough, double limit, save_tried *tried, save_report *r, found *out) {
+    const remat_plan **seen[LEAST_SETS];
     int n = 0;
     *out = (found){.point = -1, .arena = INT64_MAX, .seconds = INFINITY};
-    if (host > 0) sets[5] = save_leanest_on_host(m, p->bare);
-    for (int k = 0; k < (host > 0 ? 6 : 3) && out->arena > enough; k++) {
-        int64_t b;
+    for (int k = moved ? 3 : 0; k < (host > 0 ? LEAST_SETS : 3) && out->arena > enough; k++) {
+        int64_t b, estimate;
         double seconds;
-        seen[n] = least_by_estimate(m, sets[k], k < 3 ? 0 : host, &b, &seconds);
+        seen[n] = least_by_estimate(m, least_set(m, p, k), k < 3 ? 0 : host, &b, &seconds);
+        estimate = b;
         bool skip = seconds >= limit;
+        if (tried && tried->lean[k] != 0) skip |= estimate + tried->lean[k] > enough + enough / 64;
         for (int i = 0; i < n && !skip; i++) skip = same_plans(m, seen[i], seen[n]);
         if (skip) continue;
         if (o->lower) {
@@ -292,7 +295,10 @@ static sp_status leanest(const save_model *m, const save_options *o, const save_
             arena_free(a);
             TRY(ok);
         }
-        if (b < out->arena) *out = (found){.point = -1, .arena = b, .seconds = seconds, .plans = seen[n]};
+        if (tried) tried->lean[k] = b - estimate;
+        if (b < out->arena)
+            *out = (found){.set = SAVE_SETS + 1 + k, .point = -1, .arena = b, .seconds = seconds, .plans = seen[n]};
+        out->s.host = host;
         n++;
     }
     return SP_OK;
@@ -310,7 +316,7 @@ sp_status save_least(const save_model *m, const save_options *o, save_report *r,
     found lean;
     TRY(save_plans_find(m, o, &p));
     r->resident = m->resident;
-    TRY(leanest(m, o, &p, o->host_memory, o->enough, INFINITY, r, &lean));
+    TRY(leanest(m, o, &p, save_rung(save_rungs(o->host_memory)), false, o->enough, INFINITY, NULL, r, &lean));
     return take_leanest(m, lean.plans, lean.arena, r, out);
 }
 
@@ -345,7 +351,7 @@ static sp_status unchanged(const save_model *m, const save_options *o, save_repo
 /* Seconds that no plan computes again less than, for any tiling. Where the backward starts, all that is kept is alive
  * at once, beside what is always there; in each segment's backward, all that the segments before it keep, beside what
  * is there whole under every plan. None of this is an estimate: these are buffers. */
-static double bound_of(const save_model *m, const save_options *o, const remat_plans *plans) {
+static double bound_of(const save_model *m, const save_options *o, const remat_plans *plans, int64_t host) {
     remat_plans *bare = ARENA_ARRAY(m->a, remat_plans, m->ncls);
     for (int c = 0; c < m->ncls; c++) {
         int64_t least = save_least_window(m, m->first[c]);
@@ -355,66 +361,164 @@ static double bound_of(const save_model *m, const save_options *o, const remat_p
             vec_push(m->a, &bare[c], p);
         }
     }
-    remat_chain kept = {.n = m->nseg, .cls = m->cls, .plans = bare, .host_budget = o->host_memory};
+    remat_chain kept = {.n = m->nseg, .cls = m->cls, .plans = bare, .host_budget = host};
     return remat_chain_bound(&kept, o->memory - m->resident);
 }
 
-sp_status save_budget(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
-    search s = {.m = m, .o = o, .r = r};
+/* The policy's search: what it works on and what it has found. */
+typedef struct budget_search {
+    search s; /* what all fronts' have in common */
     save_class_plans p;
-    TRY(save_plans_find(m, o, &p));
-    /* First without the host: it is used only where that makes a step faster, or possible. */
+    const remat_plans *set[SAVE_SETS]; /* 0 and 1 without the host */
+    int64_t cap;
+    double limit; /* INFINITY, or of o->again_limit */
+    found best, lean;
+    save_tried *tried;
+} budget_search;
+
+static search front_of(budget_search *b, int set) {
+    search x = search_of(b->s, b->set[set], set < 2 ? 0 : INT64_MAX, b->cap);
+    if (set >= 2 && x.chain.cap == b->cap) {
+        x.a = b->tried->a;
+        x.known = &b->tried->known[set];
+    }
+    return x;
+}
+
+static sp_status without_host(budget_search *b) {
+    for (int k = 0; k < 2 && b->best.seconds > 0; k++) {
+        search x = front_of(b, k);
+        TRY(try_search(&x, k + 1, &b->best, &b->lean));
+    }
+    if (b->best.seconds < INFINITY) return SP_OK;
+    found last; /* the fronts are exact to their resolution only: the leanest plan may still fit */
+    TRY(leanest(b->s.m, b->s.o, &b->p, 0, false, b->s.o->memory, b->limit, NULL, b->s.r, &last));
+    if (last.arena <= b->s.o->memory) b->best = last;
+    return SP_OK;
+}
+
+/* The first rung from `rung` on on which there may be a plan of less than `limit` seconds: bounds fall with host bytes.
+ */
+static int first_rung(const budget_search *b, int rung, double limit) {
+    int lo = rung - 1, hi = save_rungs(INT64_MAX) + 1;
+    for (int mid = rung; hi - lo > 1; mid = lo + (hi - lo) / 2) {
+        double bound = bound_of(b->s.m, b->s.o, b->p.whole, save_rung(mid));
+        if (bound < INFINITY && bound < limit) {
+            hi = mid;
+        } else {
+            lo = mid;
+        }
+    }
+    return hi;
+}
+
+/* What this many host bytes allow that fewer did not: plans faster than all found so far, or, when there are none, the
+ * leanest. Between the rungs 1 and 1.5 of an octave only the front that is best is looked at. */
+static sp_status with_host(budget_search *b, int rung) {
+    save_tried *t = b->tried;
+    const int64_t host = save_rung(rung);
+    int only = b->s.o->set;
+    if (!only && save_between(rung) && save_on_host(b->best.set)) only = b->best.set;
+    if (t->next > rung) return SP_OK;
+    double limit = fmin(b->best.seconds, b->limit);
+    t->next = first_rung(b, rung, limit);
+    if (t->next > rung) return SP_OK;
+    if (limit == INFINITY) {
+        found last;
+        TRY(leanest(b->s.m, b->s.o, &b->p, host, true, b->s.o->memory, INFINITY, t, b->s.r, &last));
+        t->next = rung + 1;
+        if (last.arena > b->s.o->memory) return SP_OK;
+        b->best = last;
+    }
+    int wake = INT_MAX;
+    int64_t more = INT64_MAX; /* fewest host bytes of what is out of reach */
+    for (int k = 2; k < SAVE_SETS && b->best.seconds > 0; k++) {
+        search all = front_of(b, k), x = narrowed(all, host);
+        bool fresh = false;
+        limit = fmin(b->best.seconds, b->limit);
+        for (int i = 0; i < x.pts->n; i++) fresh |= x.pts->data[i].host > t->last[k] && x.pts->data[i].seconds < limit;
+        if (fresh && (only ? only == k + 1 : rung >= t->wait[k])) {
+            t->last[k] = host;
+            TRY(try_search(&x, k + 1, &b->best, &b->lean));
+            save_back_off(rung, b->best.set == k + 1 && b->best.s.host == host, &t->lost[k], &t->wait[k]);
+        } else if (fresh) {
+            wake = (int)min64(wake, only ? rung + 1 : t->wait[k]);
+        }
+        more = min64(more, remat_curve_more(all.surface, host, fmin(b->best.seconds, b->limit)));
+    }
+    t->next = more == INT64_MAX ? wake : (int)min64(wake, max64(rung, save_rungs(more - 1)) + 1);
+    return SP_OK;
+}
+
+/* Nothing fits: names what the leanest plan takes. */
+static sp_status refuse(budget_search *b) {
+    const save_model *m = b->s.m;
+    const save_options *o = b->s.o;
+    found last, *lean = &b->lean;
+    TRY(leanest(m, o, &b->p, save_rung(save_rungs(o->host_memory)), false, o->memory, INFINITY, NULL, b->s.r, &last));
+    ASSERT(last.arena > o->memory);
+    if (lean->point >= 0 && lean->arena < last.arena) return too_small(m, o, taken(&lean->s, 0), lean->arena, b->s.r);
+    return too_small(m, o, last.plans, last.arena, b->s.r);
+}
+
+/* What a search has found already. */
+static void take(budget_search *b, const save_taken *t) {
+    int64_t peak;
+    b->best = (found){.set = t->set, .point = t->point, .arena = t->arena};
+    if (t->set > SAVE_SETS) {
+        int k = t->set - SAVE_SETS - 1;
+        b->best.plans =
+            least_by_estimate(b->s.m, least_set(b->s.m, &b->p, k), k < 3 ? 0 : t->host, &peak, &b->best.seconds);
+        b->best.s.host = t->host;
+    } else {
+        b->best.s = narrowed(front_of(b, t->set - 1), t->host);
+    }
+}
+
+sp_status save_budget(const save_model *m, const save_options *o, save_report *r, ir_graph **out) {
+    save_tried none = {.a = m->a};
+    save_curves curves = {.a = m->g->a}; /* fronts outlive the pass */
+    budget_search b = {.s = {.m = m, .o = o, .r = r, .curves = o->curves ? o->curves : &curves},
+                       .limit = o->again_limit > 0 ? o->again_limit : INFINITY,
+                       .best = {.point = -1, .seconds = INFINITY},
+                       .tried = o->tried ? o->tried : &none};
+    const int64_t room = o->memory - m->resident;
+    const int from = o->rung ? o->rung - 1 : 0, to = o->rung ? from : save_rungs(o->host_memory);
+    TRY(save_plans_find(m, o, &b.p));
     r->resident = m->resident;
-    r->bound = bound_of(m, o, p.whole);
+    r->bound = bound_of(m, o, b.p.whole, o->host_memory);
+    b.lean = b.best;
+    b.cap = o->trial && room > 0 ? 2 * room : 0;
+    const remat_plans *sets[SAVE_SETS] = {b.p.whole, b.p.tiled, b.p.whole, b.p.bare, NULL};
+    memcpy(b.set, sets, sizeof sets);
+    if (o->host_memory > 0) b.set[SAVE_SETS - 1] = save_leanest_on_host(m, b.p.bare);
     bool fits = false;
-    if (!o->take.set) TRY(unchanged(m, o, r, &fits));
+    if (!o->take.set && from == 0) TRY(unchanged(m, o, r, &fits));
     if (fits) {
-        s = search_of(s, p.whole, 0, 0);
+        search s = front_of(&b, 0);
         r->front = s.pts;
         r->point = s.pts->n - 1;
         *out = (ir_graph *)m->g;
         return SP_OK;
     }
-    found best = {.point = -1, .seconds = INFINITY}, lean = best;
-    double limit = o->again_limit > 0 ? o->again_limit : INFINITY;
-    int64_t room = o->memory - m->resident, cap = o->trial && room > 0 ? 2 * room : 0;
-    remat_plans *sets[] = {p.whole, p.tiled, p.whole, p.bare, save_leanest_on_host(m, p.bare)};
-    for (int k = 0; k < (o->host_memory > 0 ? 5 : 2); k++) {
-        if (o->take.set && o->take.set != k + 1) continue;
-        if (best.seconds <= 0) break;
-        search x = search_of(s, sets[k], k < 2 ? 0 : o->host_memory, cap);
-        if (o->take.set)
-            best = (found){narrowed(x, o->take.host), k + 1, o->take.point, o->take.arena, 0, NULL};
-        else
-            TRY((k < 2 ? try_search : try_hosts)(&x, k + 1, &best, &lean));
-        /* The fronts are exact to their resolution only: the leanest plan may still fit. Without the host before with.
-         */
-        if (k == 1 && best.seconds == INFINITY && !o->take.set) {
-            found last;
-            TRY(leanest(m, o, &p, 0, o->memory, limit, r, &last));
-            if (last.arena <= o->memory) best = last;
-        }
-    }
-    if (best.seconds == INFINITY && o->again_limit > 0) FAIL("no plan computes again less than %g s", o->again_limit);
-    if (best.seconds == INFINITY) {
-        found last;
-        TRY(leanest(m, o, &p, o->host_memory, o->memory, limit, r, &last));
-        if (last.arena > o->memory && lean.arena < last.arena) return too_small(m, o, taken(&lean.s, 0), lean.arena, r);
-        if (last.arena > o->memory) return too_small(m, o, last.plans, last.arena, r);
-        best = last;
-    }
-    if (best.plans) {
-        s = lean.s;
+    if (o->take.set) take(&b, &o->take);
+    for (int k = from; k <= to && !o->take.set && b.best.seconds > 0; k++) TRY(k ? with_host(&b, k) : without_host(&b));
+    if (b.best.seconds == INFINITY && o->again_limit > 0) FAIL("no plan computes again less than %g s", o->again_limit);
+    if (b.best.seconds == INFINITY && from > 0 && o->trial)
+        FAIL("no plan fits with %lld bytes on the host", (long long)save_rung(from));
+    if (b.best.seconds == INFINITY) return refuse(&b);
+    r->taken = (save_taken){b.best.set, b.best.point, b.best.s.host, b.best.arena};
+    if (b.best.plans) {
+        search s = front_of(&b, 0);
         r->front = s.pts;
         r->point = 0;
-        return take_leanest(m, best.plans, best.arena, r, out);
+        return take_leanest(m, b.best.plans, b.best.arena, r, out);
     }
-    s = best.s;
-    r->point = best.point;
-    r->arena = best.arena;
-    r->taken = (save_taken){best.set, best.point, s.host, best.arena};
-    TRY(save_emit(m, m->g->a, taken(&s, r->point), out));
-    save_report_plans(m, s.plan, r);
-    r->front = s.pts;
+    search *s = &b.best.s;
+    r->point = b.best.point;
+    r->arena = b.best.arena;
+    TRY(save_emit(m, m->g->a, taken(s, r->point), out));
+    save_report_plans(m, s->plan, r);
+    r->front = s->pts;
     return SP_OK;
 }

@@ -148,6 +148,10 @@ const remat_points *remat_curve_points(const remat_curve *c);
  * those that they beat. So more host memory never gives a point of more seconds at a peak, by construction. */
 remat_curve *remat_curve_within(arena *a, const remat_curve *c, int64_t host);
 
+/* The fewest host bytes, more than `host`, of a point of any host budget that takes less than `limit` seconds;
+ * INT64_MAX: there is none. */
+int64_t remat_curve_more(const remat_curve *c, int64_t host, double limit);
+
 /* Has `cap` left something out? The points that are there are the first ones of the whole front. */
 bool remat_curve_cut(const remat_curve *c);
 /* The fastest point whose peak is within the budget; -1 when none is (the first point has the least peak). */

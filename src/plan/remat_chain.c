@@ -227,6 +227,13 @@ remat_curve *remat_curve_within(arena *a, const remat_curve *c, int64_t host) {
     return out;
 }
 
+int64_t remat_curve_more(const remat_curve *c, int64_t host, double limit) {
+    int64_t more = INT64_MAX;
+    for (int i = 0; i < c->all.n; i++)
+        if (c->all.data[i].host > host && c->all.data[i].seconds < limit) more = min64(more, c->all.data[i].host);
+    return more;
+}
+
 remat_curve *remat_chain_solve(arena *a, const remat_chain *c) {
     return remat_curve_within(a, solve(a, c), c->host_budget);
 }
