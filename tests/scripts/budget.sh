@@ -116,7 +116,7 @@ done
 # ---- host memory: more of it never slows a step and never raises the device's peak above the budget; what is feasible
 # without it takes no more with it
 last=
-for host in 0 64KiB 96KiB 128KiB 192KiB 256KiB 384KiB 512KiB 1MiB 8MiB; do
+for host in 0 64KiB 93000 97000 118000 128KiB 135000 147455 144KiB 163839 170001 192KiB 217000 256KiB 333333 500001 1MiB 8MiB; do
     # shellcheck disable=SC2046
     "$autosp" plan "$model" --seq 1500 --ranks 2 --memory "$least" $([ $host = 0 ] || echo --host-memory $host) --json \
         >"$dir/plan" 2>"$dir/stderr" || complain "--host-memory $host"
@@ -124,7 +124,11 @@ for host in 0 64KiB 96KiB 128KiB 192KiB 256KiB 384KiB 512KiB 1MiB 8MiB; do
     [ "$peak" -le "$least" ] || complain "--host-memory $host: a peak of $peak for $least"
     [ -z "$last" ] || awk "BEGIN { exit !($seconds <= $last * (1 + 1e-9)) }" || complain "--host-memory $host: $seconds s after $last s"
     last=$seconds
+    echo "$seconds" >"$dir/host.$host"
 done
+# between two rungs of the ladder (eight in a power of two; 147455 and 163839 are a byte below one), the plan of the lower
+cmp -s "$dir/host.128KiB" "$dir/host.147455" && cmp -s "$dir/host.144KiB" "$dir/host.163839" ||
+    complain "a host budget between two rungs has a plan of its own"
 
 # ---- truth: what was planned is what the kernel counts as touched, and the numbers of training are the same for every
 # policy and budget at one tiling. At 512 tokens kernels use their workspace to its end.
