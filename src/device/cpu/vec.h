@@ -316,7 +316,8 @@ INLINE vf vsqrt(vf x) {
 #endif
 }
 
-/* p * 2^n for integral n in [-150, 128], p in [0.5, 2]: subnormal results become 0 except with AVX-512. */
+/* p * 2^n for integral n in [-150, 128], p in [0.5, 2]: subnormal results become 0 except with AVX-512, where n may be
+ * any number, of which the integer below counts. */
 INLINE vf vscale2(vf p, vf n) {
 #ifdef __AVX512F__
     return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
@@ -334,11 +335,18 @@ INLINE vf vround(vf x) {
     return (x + 12582912.f) - 12582912.f; /* |x| < 2^22 */
 #endif
 }
-/* For the exponentials of base 2: x = n + f, n integral, |f| <= 1/2, where x <= 129 (vexp2_bound). NaN is kept. */
+/* For the exponentials of base 2: x = n + f, n integral, where x <= 129 (vexp2_bound). NaN is kept. f lies between -1/2
+ * and 1/2; with AVX-512 between 0 and 1, as n is for vscale2 only, which then takes x in its place and nobody rounds x.
+ * VEXP2 chooses between coefficients for the one interval and the other, of the same errors. */
+#ifdef __AVX512DQ__
+#define VEXP2(from_0_to_1, around_0) vset(from_0_to_1)
+#else
+#define VEXP2(from_0_to_1, around_0) vset(around_0)
+#endif
 INLINE vf vexp2_parts(vf x, vf *n) {
 #ifdef __AVX512DQ__ /* what is left of infinity is 0, and scaling by it is right */
-    *n = vround(x);
-    return (vf)_mm512_reduce_ps((__m512)x, 8);
+    *n = x;
+    return (vf)_mm512_reduce_ps((__m512)x, 9);
 #else
     x = vmax(vset(-151.f), x);
     *n = vround(x);
@@ -355,11 +363,11 @@ INLINE vf vexp2_bound(vf x) {
 /* 2^x for x <= 0 (softmax numerators), relative error 1e-7; 0 below 2^-150, NaN kept. */
 INLINE vf vexp2_neg(vf x) {
     vf n, f = vexp2_parts(x, &n);
-    vf p = vfma(f, vset(1.534581156e-04f), vset(1.339993122e-03f));
-    p = vfma(p, f, vset(9.618488959e-03f));
-    p = vfma(p, f, vset(5.550328777e-02f));
-    p = vfma(p, f, vset(2.402264689e-01f));
-    p = vfma(p, f, vset(6.931472057e-01f));
+    vf p = vfma(f, VEXP2(2.161291632e-04f, 1.534581156e-04f), VEXP2(1.246784581e-03f, 1.339993122e-03f));
+    p = vfma(p, f, VEXP2(9.675451554e-03f, 9.618488959e-03f));
+    p = vfma(p, f, VEXP2(5.548528209e-02f, 5.550328777e-02f));
+    p = vfma(p, f, VEXP2(2.402293086e-01f, 2.402264689e-01f));
+    p = vfma(p, f, VEXP2(6.931470633e-01f, 6.931472057e-01f));
     p = vfma(p, f, vset(1.f));
     return vscale2(p, n);
 }
@@ -469,10 +477,10 @@ INLINE bool vany_above(vf x, float bound) {
 /* 2^x, relative error 1.6e-7: a term of a sum. */
 INLINE vf vexp2_term(vf x) {
     vf n, f = vexp2_parts(x, &n);
-    vf p = vfma(f, vset(1.326472725e-03f), vset(9.671512786e-03f));
-    p = vfma(p, f, vset(5.550733744e-02f));
-    p = vfma(p, f, vset(2.402224208e-01f));
-    p = vfma(p, f, vset(6.931469776e-01f));
+    vf p = vfma(f, VEXP2(1.867130166e-03f, 1.326472725e-03f), VEXP2(9.017029777e-03f, 9.671512786e-03f));
+    p = vfma(p, f, VEXP2(5.579991266e-02f, 5.550733744e-02f));
+    p = vfma(p, f, VEXP2(2.401644439e-01f, 2.402224208e-01f));
+    p = vfma(p, f, VEXP2(6.931512952e-01f, 6.931469776e-01f));
     p = vfma(p, f, vset(1.f));
     return vscale2(p, n);
 }
@@ -574,17 +582,17 @@ INLINE vf vrcp_near(vf x) { /* relative error 6e-5 where the machine estimates; 
 /* 2^x of relative error 3e-6, and of 8e-5: one degree less. */
 INLINE vf vexp2_near(vf x) {
     vf n, f = vexp2_parts(vexp2_bound(x), &n);
-    vf p = vfma(f, vset(9.582853426e-03f), vset(5.590642846e-02f));
-    p = vfma(p, f, vset(2.402409863e-01f));
-    p = vfma(p, f, vset(6.931241930e-01f));
+    vf p = vfma(f, VEXP2(1.342668571e-02f, 9.582853426e-03f), VEXP2(5.224247277e-02f, 5.590642846e-02f));
+    p = vfma(p, f, VEXP2(2.412802130e-01f, 2.402409863e-01f));
+    p = vfma(p, f, VEXP2(6.930448413e-01f, 6.931241930e-01f));
     p = vfma(p, f, vset(1.f));
     return vscale2(p, n);
 }
 INLINE vf vexp2_rough(vf x) {
     vf n, f = vexp2_parts(vexp2_bound(x), &n);
-    vf p = vfma(f, vset(5.517166856e-02f), vset(2.426111477e-01f));
-    p = vfma(p, f, vset(6.932609878e-01f));
-    p = vfma(p, f, vset(9.999280721e-01f));
+    vf p = vfma(f, VEXP2(7.802452147e-02f, 5.517166856e-02f), VEXP2(2.260671556e-01f, 2.426111477e-01f));
+    p = vfma(p, f, VEXP2(6.958335638e-01f, 6.932609878e-01f));
+    p = vfma(p, f, VEXP2(9.999251962e-01f, 9.999280721e-01f));
     return vscale2(p, n);
 }
 INLINE vf vsigmoid_near(vf x) { return vrcp_near(1.f + vexp2_rough(x * -1.44269504088896340736f)); }
