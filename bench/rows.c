@@ -106,8 +106,10 @@ static tensor shaped(bench *b, dtype type, gen_role role, bool still_rows, char 
     t.stride[0] = role == GEN_ELEMENTS ? b->cols : role == GEN_ROW && !still_rows;
     t.stride[1] = role != GEN_ROW;
     bool big = role == GEN_ELEMENTS;
-    t.data = at ? at : big ? array[b->next++] : calloc((size_t)max64(b->rows, b->cols) + 64, 8);
+    const size_t small = (size_t)round_up(8 * (max64(b->rows, b->cols) + 64), 64); /* on whole lines, as in a plan */
+    t.data = at ? at : big ? array[b->next++] : aligned_alloc(64, small);
     ASSERT(t.data && b->next <= ARRAYS);
+    if (!at && !big) memset(t.data, 0, small);
     return t;
 }
 
