@@ -112,6 +112,21 @@ static void in_parts(void **state) {
             }
 }
 
+/* Results that are large, or large enough to be added to another way, and just below that; also with rows of C apart
+ * and with a sum over k that is done in parts. */
+static void large(void **state) {
+    (void)state;
+    const int64_t size[][3] = {{1024, 1040, 9}, {1023, 1025, 6}, {512, 519, 20}, {511, 600, 7}, {513, 512, 1801}};
+    for (size_t i = 0; i < sizeof size / sizeof *size; i++)
+        for (int f = 0; f < 4; f++)
+            for (int c = 0; c < (size[i][2] > 1000 ? 2 : 4); c++) {
+                kern_gemm_desc d =
+                    desc(DT_F32, DT_F32, size[i][0], size[i][1], size[i][2], f & 1, f & 2, c == 1 ? 3 : 0);
+                d.beta = c == 0 ? 0 : c == 3 ? -0.25f : 1, d.alpha = c == 3 ? 0.5f : 1;
+                check(&d);
+            }
+}
+
 /* A read by columns a multiple of 4096 bytes apart, which is copied for the library, in parts of m and of k. */
 static void rows_in_same_sets(void **state) {
     (void)state;
@@ -260,6 +275,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_forms),
         cmocka_unit_test(in_parts),
+        cmocka_unit_test(large),
         cmocka_unit_test(rows_in_same_sets),
         cmocka_unit_test(packed),
         cmocka_unit_test(packed_in_parts),

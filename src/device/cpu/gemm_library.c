@@ -1,11 +1,16 @@
 /* gemm_library.c - matrix products by oneDNN; see gemm_library.h.
  *
- * Primitives are created ahead of time, with a workspace of the caller's, so that running allocates nothing.
+ * Primitives are created ahead of time, with a workspace of the caller's. The library has two kinds of kernels for f32:
+ * "brg", which works in that workspace, and "gemm:jit", the one behind dnnl_sgemm, which takes some 100 KB a thread
+ * from malloc in each call and gives them back. As a primitive that adds, gemm:jit reads and writes the whole result
+ * once more behind the product, to no effect; dnnl_sgemm does not, so it is called in its place. It is also faster
+ * than brg for a large result, or to add to one, and is called there too.
  *
  * The library copies operands that are not laid out as its kernels read them, and for some shapes of f32 it does so
  * badly (2.6): dx = dy W falls from 90 % of the peak to 60 % as the sum over k gets longer, dW = dy^T x from 88 % to
- * 72 % with the width of dW. Such a product is done in parts of at most PART rows, columns and steps of k, where later
- * steps add to the sums of earlier ones; each part is then one of the fast shapes (docs/kernels.md has the table).
+ * 72 % with the width of a dW that is not large both ways. Such a product is done in parts of at most PART rows and
+ * columns, or steps of k, where later steps add to the sums of earlier ones; each part is then one of the fast shapes
+ * (docs/kernels.md has the table).
  *
  * Rows of an operand read by columns that lie a multiple of 4096 bytes apart fall into the same cache sets. Such parts
  * are first copied to the workspace, where their rows lie otherwise.
@@ -45,16 +50,18 @@ sp_status gemm_library_run(gemm_library *g, const void *a, const void *b, void *
 #include <stdlib.h>
 
 /* PART: the most rows or columns of C, or steps of k, of one part; a multiple of ALIGN.
+ * LARGE: rows and columns from which a result is large; MIDDLING: from which dnnl_sgemm is the faster to add to one.
  * SETS: rows a multiple of so many bytes apart share the sets of the first-level cache.
  * PACKED_BYTES: the most of B that is packed at once. */
-enum { PART = 1792, ALIGN = 16, SETS = 4096, PACKED_BYTES = 8 << 20 };
+enum { PART = 1792, LARGE = 1024, MIDDLING = 512, ALIGN = 16, SETS = 4096, PACKED_BYTES = 8 << 20 };
 
 /* Parts of k: the first sets or adds as asked, later ones add; the last may be short. */
 typedef enum step { FIRST, LATER, SHORT, STEPS } step;
 
 typedef struct product {
     dnnl_primitive_desc_t pd; /* owns the text impl points to */
-    dnnl_primitive_t prim;    /* NULL: no part has this shape */
+    dnnl_primitive_t prim;    /* NULL: no part has this shape, or dnnl_sgemm does it */
+    kern_gemm_desc sgemm;     /* where m is not 0, dnnl_sgemm does it */
     dnnl_memory_t a, b, c, bias, scratch;
     dnnl_primitive_t pack; /* brings B into the layout that prim reads; NULL: prim reads it as it lies */
     dnnl_memory_t packed, pack_scratch;
@@ -129,6 +136,15 @@ static bool make_pack(const dnnl_memory_desc_t *b, const_dnnl_primitive_attr_t a
     return ok;
 }
 
+static bool both_from(const kern_gemm_desc *d, int64_t least) { return d->m >= least && d->n >= least; }
+
+/* Has dnnl_sgemm the form d of a part, and is it faster than the primitive, whose name is impl? */
+static bool takes_sgemm(const kern_gemm_desc *d, const char *impl) {
+    if (d->ab != DT_F32 || d->nbatch || d->bias || d->c_cs != 1 || d->m == 1 || d->n == 1 || d->k == 1) return false;
+    if (strcmp(impl, "gemm:jit") == 0) return true;
+    return strncmp(impl, "brg:", 4) == 0 && (both_from(d, LARGE) || (d->beta != 0 && both_from(d, MIDDLING)));
+}
+
 /* The primitive of one part's shape, d. */
 static bool make_product(const kern_gemm_desc *d, gemm_library *g, product *p) {
     dnnl_memory_desc_t a, b, wanted, c, bias;
@@ -163,6 +179,11 @@ static bool make_product(const kern_gemm_desc *d, gemm_library *g, product *p) {
     ok = ok && !dnnl_primitive_desc_query(p->pd, dnnl_query_impl_info_str, 0, &g->impl);
     /* The library's reference code is slower than ours by orders of magnitude. */
     ok = ok && !strstr(g->impl, "ref");
+    if (ok && takes_sgemm(d, g->impl)) {
+        p->sgemm = *d;
+        g->impl = "sgemm";
+        return true;
+    }
     ok = ok && !dnnl_primitive_create(&p->prim, p->pd);
     if (!ok) return false;
     return !dnnl_memory_create(&p->a, &a, engine, DNNL_MEMORY_NONE) &&
@@ -202,10 +223,14 @@ static void choose_parts(gemm_library *g) {
     }
     /* Sums of bf16 would be rounded after each part of k; the other forms are fast as they are. */
     if (d->ab != DT_F32 || d->nbatch || d->b_cs != 1) return;
+    if (d->a_cs == 1) {
+        g->k = part_of(d->k);
+        return;
+    }
+    if (both_from(d, LARGE)) return;
     const bool copy = copies(d);
-    g->n = part_of(d->n);
-    if (d->a_cs != 1) g->m = part_of(d->m);
-    if (d->a_cs == 1 || copy) g->k = part_of(d->k);
+    g->m = part_of(d->m), g->n = part_of(d->n);
+    if (copy) g->k = part_of(d->k);
     if (copy) g->ld = round_up(g->m, 2 * ALIGN) + ALIGN; /* an odd number of lines */
 }
 
@@ -289,8 +314,15 @@ static dnnl_status_t execute(const gemm_library *g, dnnl_primitive_t prim, int n
 /* The interface has no const; inputs are not written. */
 static void *input(const void *p) { return (void *)(uintptr_t)p; }
 
+static dnnl_status_t run_sgemm(const kern_gemm_desc *d, const void *a, const void *b, void *c) {
+    const bool a_rows = d->a_cs == 1, b_rows = d->b_cs == 1;
+    return dnnl_sgemm(a_rows ? 'N' : 'T', b_rows ? 'N' : 'T', d->m, d->n, d->k, d->alpha, a, a_rows ? d->a_rs : d->a_cs,
+                      b, b_rows ? d->b_rs : d->b_cs, d->beta, c, d->c_rs);
+}
+
 static dnnl_status_t run_product(const gemm_library *g, const product *p, const void *a, const void *b, void *c,
                                  const void *bias, char *ws) {
+    if (p->sgemm.m) return run_sgemm(&p->sgemm, a, b, c);
     char *packed = ws + copy_bytes(g), *scratch = packed + g->packed;
     if (p->pack) {
         const use pack[] = {{DNNL_ARG_FROM, p->b, input(b)},
