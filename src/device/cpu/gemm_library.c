@@ -1,7 +1,7 @@
 /* gemm_library.c - matrix products by oneDNN; see gemm_library.h.
  *
  * Primitives are created ahead of time, with a workspace of the caller's. The library has two kinds of kernels for f32:
- * "brg", which works in that workspace, and "gemm:jit", the one behind dnnl_sgemm, which takes some 100 KB a thread
+ * "brg", which works in that workspace, and "gemm:jit", the one behind dnnl_sgemm, which takes about 1 MB a thread
  * from malloc in each call and gives them back. As a primitive that adds, gemm:jit reads and writes the whole result
  * once more behind the product, to no effect; dnnl_sgemm does not, so it is called in its place. It is also faster
  * than brg for a large result, or to add to one, and is called there too.
