@@ -223,14 +223,10 @@ static void choose_parts(gemm_library *g) {
     }
     /* Sums of bf16 would be rounded after each part of k; the other forms are fast as they are. */
     if (d->ab != DT_F32 || d->nbatch || d->b_cs != 1) return;
-    if (d->a_cs == 1) {
-        g->k = part_of(d->k);
-        return;
-    }
-    if (both_from(d, LARGE)) return;
-    const bool copy = copies(d);
-    g->m = part_of(d->m), g->n = part_of(d->n);
-    if (copy) g->k = part_of(d->k);
+    const bool large = both_from(d, LARGE), copy = !large && copies(d);
+    if (!large) g->n = part_of(d->n);
+    if (!large && d->a_cs != 1) g->m = part_of(d->m);
+    if (d->a_cs == 1 || copy) g->k = part_of(d->k);
     if (copy) g->ld = round_up(g->m, 2 * ALIGN) + ALIGN; /* an odd number of lines */
 }
 
