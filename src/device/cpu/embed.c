@@ -8,9 +8,11 @@ sp_status kern_embed_fwd(dtype t, int64_t rows, int64_t n, int64_t vocab, const 
                          void *y, int64_t ldy) {
     const int64_t size = dtype_size(t);
     for (int64_t r = 0; r < rows; r++)
-        CHECK(ids[r] >= 0 && ids[r] < vocab,
-              "embedding: the id of row %lld is %lld, but the table has %lld rows; check the data's vocabulary",
-              (long long)r, (long long)ids[r], (long long)vocab);
+        CHECK(
+            ids[r] >= 0 && ids[r] < vocab,
+            "embedding: the id of row %lld is %lld, but the table has %lld rows; check the data's vocabulary, or --seq "
+            "where it is a table of positions",
+            (long long)r, (long long)ids[r], (long long)vocab);
     const int64_t bytes = n * size;
     const bool stream = rows * bytes >= STREAM_BYTES && whole_lines(y, bytes) && whole_lines(y, ldy * size);
 #pragma omp parallel if (rows * n >= ROWS_ALONE)

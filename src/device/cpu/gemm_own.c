@@ -16,21 +16,21 @@
 #include "device/cpu/threads.h"
 
 enum {
-    KC = 768,                /* k steps of a panel, at most */
-    LD = KC + 16,            /* floats of a panel's row: no multiple of 4096 bytes */
-    PANEL = MICRO_ROWS * LD, /* floats of a panel */
-    BM = 16 * MICRO_ROWS,    /* rows of an item, at most */
-    BN = 8 * MICRO_LANES,    /* columns of an item whose sums wait in a buffer, at most */
-    GROUP = 8,               /* k steps of B that are packed at once */
-    CHUNK_BYTES = 4 << 20,   /* packed B at once */
-    AHEAD_K = 8,             /* k steps of A, and */
-    AHEAD_COLS = 256         /* columns of B, prefetched while packing */
+    KC = 768,              /* k steps of a panel, at most */
+    BM = 16 * MICRO_ROWS,  /* rows of an item, at most */
+    BN = 8 * MICRO_LANES,  /* columns of an item whose sums wait in a buffer, at most */
+    GROUP = 8,             /* k steps of B that are packed at once */
+    CHUNK_BYTES = 4 << 20, /* packed B at once */
+    AHEAD_K = 8,           /* k steps of A, and */
+    AHEAD_COLS = 256       /* columns of B, prefetched while packing */
 };
 
-/* How a product is cut. */
+/* How a product is cut, and the room that this takes: no more than the product needs, as plans count all of it. */
 typedef struct sizes {
     bool direct;                          /* sums are added in C */
+    int64_t panels, blocks;               /* of rows; an item has the panels of a block */
     int64_t kc;                           /* k steps of a panel: equal parts */
+    int64_t ld, panel;                    /* floats of a panel's row (no multiple of 4096 bytes), and of a panel */
     int64_t kp, chunk;                    /* k steps and columns of B packed at once */
     int64_t strip;                        /* floats from one strip to the next */
     int64_t b_floats, a_floats, t_floats; /* shared packed B; a thread's A and C */
@@ -38,14 +38,19 @@ typedef struct sizes {
 
 static sizes gemm_sizes(const kern_gemm_desc *d) {
     sizes s = {.direct = d->c == DT_F32 && !d->bias && d->c_cs == 1 && (d->beta == 0 || d->beta == 1)};
+    s.panels = ceil_div(d->m, MICRO_ROWS);
+    s.blocks = min64(s.panels, round_up(ceil_div(d->m, BM - MICRO_ROWS), max64(d->threads, 1)));
     s.kc = max64(ceil_div(d->k, max64(ceil_div(d->k, KC), 1)), 1);
+    s.ld = round_up(s.kc, 16) + 16;
+    s.panel = MICRO_ROWS * s.ld;
     s.kp = s.direct ? s.kc : max64(d->k, 1);
     s.strip = s.kp * MICRO_LANES + 16;
     int64_t strips = max64(CHUNK_BYTES / 4 / s.strip, BN / MICRO_LANES);
     s.chunk = min64(strips * MICRO_LANES, round_up(max64(d->n, 1), MICRO_LANES));
     s.b_floats = round_up(s.chunk / MICRO_LANES * s.strip, KERN_ALIGN / 4);
-    s.a_floats = round_up((BM / MICRO_ROWS) * PANEL, KERN_ALIGN / 4);
-    s.t_floats = s.direct ? 0 : BM * BN;
+    const int64_t most = ceil_div(s.panels, max64(s.blocks, 1)); /* panels of an item */
+    s.a_floats = round_up(most * s.panel, KERN_ALIGN / 4);
+    s.t_floats = s.direct ? 0 : most * MICRO_ROWS * BN;
     return s;
 }
 
@@ -100,19 +105,18 @@ static void pack_b(const kern_gemm_desc *d, const sizes *s, const void *b, int64
 }
 
 /* Rows are dealt out to panels, and panels to blocks, as evenly as they go. */
-static int64_t panels_of(const kern_gemm_desc *d) { return ceil_div(d->m, MICRO_ROWS); }
-static int64_t row_of(const kern_gemm_desc *d, int64_t panel) { return d->m * panel / panels_of(d); }
+static int64_t row_of(const kern_gemm_desc *d, int64_t panel) { return d->m * panel / ceil_div(d->m, MICRO_ROWS); }
 
 static bool rows_contiguous(const kern_gemm_desc *d) { return d->a_cs == 1 || d->a_rs != 1; }
 
-/* A's panels [p0, p1) and k steps [k0, k0+nk): rows of LD floats each, or [k][rows] when A lies by columns. */
-INLINE void pack_a(bool bf, const kern_gemm_desc *d, const void *a, int64_t p0, int64_t p1, int64_t k0, int64_t nk,
-                   float *dst) {
+/* A's panels [p0, p1) and k steps [k0, k0+nk): rows of ld floats each, or [k][rows] when A lies by columns. */
+INLINE void pack_a(bool bf, const kern_gemm_desc *d, const sizes *s, const void *a, int64_t p0, int64_t p1, int64_t k0,
+                   int64_t nk, float *dst) {
     if (rows_contiguous(d)) {
-        for (int64_t p = p0; p < p1; p++, dst += PANEL)
+        for (int64_t p = p0; p < p1; p++, dst += s->panel)
             for (int64_t r = row_of(d, p), q = 0; r < row_of(d, p + 1); r++, q++) {
                 int64_t at = r * d->a_rs + k0 * d->a_cs, j = 0;
-                float *to = dst + q * LD;
+                float *to = dst + q * s->ld;
                 if (d->a_cs == 1)
                     for (; j + VL <= nk; j += VL) vst(to + j, vget(bf, a, at + j));
                 for (; j < nk; j++) to[j] = sget(bf, a, at + j * d->a_cs);
@@ -127,7 +131,7 @@ INLINE void pack_a(bool bf, const kern_gemm_desc *d, const void *a, int64_t p0, 
         if (k + AHEAD_K < nk)
             for (int64_t q = r; q < row_of(d, p1); q += 64 / size)
                 __builtin_prefetch((const char *)a + (at + AHEAD_K * d->a_cs + q) * size);
-        for (int64_t p = p0; p < p1; p++, to += PANEL) {
+        for (int64_t p = p0; p < p1; p++, to += s->panel) {
             const int64_t end = row_of(d, p + 1), n = end - r;
             /* Whole vectors: what is too much of them is overwritten by the next k, or lies behind the panel. */
             for (int64_t j = 0; j < n; j += VL) vst(to + k * n + j, get_part(bf, a, at + r + j, d->m - r - j, 0));
@@ -166,18 +170,18 @@ typedef struct block {
 } block;
 
 /* Packed rows times every strip; `first`: t is set, not added to. */
-static void multiply(const kern_gemm_desc *d, const block *i, const float *strip, int64_t stride, int64_t nk,
+static void multiply(const kern_gemm_desc *d, const sizes *s, const block *i, const float *strip, int64_t nk,
                      bool first, float *t, int64_t ldt) {
     const bool by_rows = rows_contiguous(d);
     const int64_t m0 = row_of(d, i->p0);
-    for (int64_t j = 0; j < i->cols; j += MICRO_LANES, strip += stride) {
+    for (int64_t j = 0; j < i->cols; j += MICRO_LANES, strip += s->strip) {
         const float *panel = i->abuf;
         const int64_t lanes = min64(MICRO_LANES, i->cols - j);
-        for (int64_t p = i->p0, r = m0; p < i->p1; p++, panel += PANEL) {
+        for (int64_t p = i->p0, r = m0; p < i->p1; p++, panel += s->panel) {
             const int64_t n = row_of(d, p + 1) - r;
             float *to = t + (r - m0) * ldt + j, rest[MICRO_ROWS * MICRO_LANES];
             if (lanes < MICRO_LANES) {
-                micro_rows(n, MICRO_NV, nk, panel, by_rows ? LD : 1, by_rows ? 1 : n, strip, MICRO_LANES, rest,
+                micro_rows(n, MICRO_NV, nk, panel, by_rows ? s->ld : 1, by_rows ? 1 : n, strip, MICRO_LANES, rest,
                            MICRO_LANES, MICRO_SET, NULL);
                 for (int64_t q = 0; q < n; q++)
                     for (int64_t l = 0; l < lanes; l++)
@@ -187,7 +191,7 @@ static void multiply(const kern_gemm_desc *d, const block *i, const float *strip
                     __builtin_prefetch(to + q * ldt);
                     __builtin_prefetch(to + q * ldt + MICRO_LANES - 1);
                 }
-                micro_rows(n, MICRO_NV, nk, panel, by_rows ? LD : 1, by_rows ? 1 : n, strip, MICRO_LANES, to, ldt,
+                micro_rows(n, MICRO_NV, nk, panel, by_rows ? s->ld : 1, by_rows ? 1 : n, strip, MICRO_LANES, to, ldt,
                            first ? MICRO_SET : MICRO_ADD, NULL);
             }
             r += n;
@@ -201,9 +205,9 @@ INLINE void item(bool ab_bf, bool c_bf, const kern_gemm_desc *d, const sizes *s,
     float *t = s->direct ? (float *)c + m0 * d->c_rs + i->n0 : i->tbuf;
     for (int64_t k = 0; k < i->nk || k == 0; k += s->kc) {
         const int64_t nk = min64(s->kc, i->nk - k);
-        pack_a(ab_bf, d, a, i->p0, i->p1, i->k0 + k, nk, i->abuf);
+        pack_a(ab_bf, d, s, a, i->p0, i->p1, i->k0 + k, nk, i->abuf);
         const bool first = i->k0 + k == 0 && !(s->direct && d->beta == 1);
-        multiply(d, i, i->strip + k * MICRO_LANES, s->strip, nk, first, t, s->direct ? d->c_rs : BN);
+        multiply(d, s, i, i->strip + k * MICRO_LANES, nk, first, t, s->direct ? d->c_rs : BN);
     }
     if (!s->direct) finish(c_bf, d, d->beta, c, m0, i->n0, rows, i->cols, t, BN, bias);
 }
@@ -212,7 +216,7 @@ static void one(const kern_gemm_desc *d, const void *a, const void *b, void *c, 
     const sizes s = gemm_sizes(d);
     const bool ab_bf = d->ab == DT_BF16, c_bf = d->c == DT_BF16;
     const int threads = d->threads;
-    const int64_t panels = panels_of(d), blocks = min64(panels, round_up(ceil_div(d->m, BM - MICRO_ROWS), threads));
+    const int64_t panels = s.panels, blocks = s.blocks;
 #pragma omp parallel num_threads(threads)
     {
         float *abuf = ws + s.b_floats + (s.a_floats + s.t_floats) * omp_get_thread_num(), *tbuf = abuf + s.a_floats;
