@@ -31,6 +31,7 @@ typedef struct sizes {
     int64_t panels, blocks;               /* of rows; an item has the panels of a block */
     int64_t kc;                           /* k steps of a panel: equal parts */
     int64_t ld, panel;                    /* floats of a panel's row (no multiple of 4096 bytes), and of a panel */
+    int64_t ldt;                          /* floats of a row of an item's sums */
     int64_t kp, chunk;                    /* k steps and columns of B packed at once */
     int64_t strip;                        /* floats from one strip to the next */
     int64_t b_floats, a_floats, t_floats; /* shared packed B; a thread's A and C */
@@ -43,6 +44,7 @@ static sizes gemm_sizes(const kern_gemm_desc *d) {
     s.kc = max64(ceil_div(d->k, max64(ceil_div(d->k, KC), 1)), 1);
     s.ld = round_up(s.kc, 16) + 16;
     s.panel = MICRO_ROWS * s.ld;
+    s.ldt = min64(BN, round_up(max64(d->n, 1), MICRO_LANES));
     s.kp = s.direct ? s.kc : max64(d->k, 1);
     s.strip = s.kp * MICRO_LANES + 16;
     int64_t strips = max64(CHUNK_BYTES / 4 / s.strip, BN / MICRO_LANES);
@@ -50,7 +52,7 @@ static sizes gemm_sizes(const kern_gemm_desc *d) {
     s.b_floats = round_up(s.chunk / MICRO_LANES * s.strip, KERN_ALIGN / 4);
     const int64_t most = ceil_div(s.panels, max64(s.blocks, 1)); /* panels of an item */
     s.a_floats = round_up(most * s.panel, KERN_ALIGN / 4);
-    s.t_floats = s.direct ? 0 : most * MICRO_ROWS * BN;
+    s.t_floats = s.direct ? 0 : most * MICRO_ROWS * s.ldt;
     return s;
 }
 
@@ -207,9 +209,9 @@ INLINE void item(bool ab_bf, bool c_bf, const kern_gemm_desc *d, const sizes *s,
         const int64_t nk = min64(s->kc, i->nk - k);
         pack_a(ab_bf, d, s, a, i->p0, i->p1, i->k0 + k, nk, i->abuf);
         const bool first = i->k0 + k == 0 && !(s->direct && d->beta == 1);
-        multiply(d, s, i, i->strip + k * MICRO_LANES, nk, first, t, s->direct ? d->c_rs : BN);
+        multiply(d, s, i, i->strip + k * MICRO_LANES, nk, first, t, s->direct ? d->c_rs : s->ldt);
     }
-    if (!s->direct) finish(c_bf, d, d->beta, c, m0, i->n0, rows, i->cols, t, BN, bias);
+    if (!s->direct) finish(c_bf, d, d->beta, c, m0, i->n0, rows, i->cols, t, s->ldt, bias);
 }
 
 static void one(const kern_gemm_desc *d, const void *a, const void *b, void *c, const void *bias, float *ws) {
