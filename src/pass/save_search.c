@@ -373,6 +373,7 @@ typedef struct budget_search {
     int64_t cap;
     double limit; /* INFINITY, or of o->again_limit */
     found best, lean;
+    found least; /* the leanest plan without the host, where the fronts had none that fits; plans NULL: not known */
     save_tried *tried;
 } budget_search;
 
@@ -391,9 +392,9 @@ static sp_status without_host(budget_search *b) {
         TRY(try_search(&x, k + 1, &b->best, &b->lean));
     }
     if (b->best.seconds < INFINITY) return SP_OK;
-    found last; /* the fronts are exact to their resolution only: the leanest plan may still fit */
-    TRY(leanest(b->s.m, b->s.o, &b->p, 0, false, b->s.o->memory, b->limit, NULL, b->s.r, &last));
-    if (last.arena <= b->s.o->memory) b->best = last;
+    /* The fronts are exact to their resolution only: the leanest plan may still fit. */
+    TRY(leanest(b->s.m, b->s.o, &b->p, 0, false, b->s.o->memory, b->limit, NULL, b->s.r, &b->least));
+    if (b->least.arena <= b->s.o->memory) b->best = b->least;
     return SP_OK;
 }
 
@@ -454,8 +455,9 @@ static sp_status with_host(budget_search *b, int rung) {
 static sp_status refuse(budget_search *b) {
     const save_model *m = b->s.m;
     const save_options *o = b->s.o;
-    found last, *lean = &b->lean;
-    TRY(leanest(m, o, &b->p, save_rung(save_rungs(o->host_memory)), false, o->memory, INFINITY, NULL, b->s.r, &last));
+    found last = b->least, *lean = &b->lean;
+    const int64_t host = save_rung(save_rungs(o->host_memory));
+    if (host > 0 || !last.plans) TRY(leanest(m, o, &b->p, host, false, o->memory, INFINITY, NULL, b->s.r, &last));
     ASSERT(last.arena > o->memory);
     if (lean->point >= 0 && lean->arena < last.arena) return too_small(m, o, taken(&lean->s, 0), lean->arena, b->s.r);
     return too_small(m, o, last.plans, last.arena, b->s.r);

@@ -193,6 +193,17 @@ static bool make_product(const kern_gemm_desc *d, gemm_library *g, product *p) {
            make_scratch(g, p->pd, &p->scratch);
 }
 
+/* The same. The library thinks about a large product for milliseconds, which a planner that tries many would wait for;
+ * where dnnl_sgemm will do it, a smaller one of its kind says so. */
+static bool make_part(const kern_gemm_desc *d, gemm_library *g, product *p) {
+    if (!both_from(d, LARGE) || !takes_sgemm(d, "brg:")) return make_product(d, g, p);
+    kern_gemm_desc small = *d;
+    small.m = min64(d->m, PART), small.n = min64(d->n, PART), small.k = min64(d->k, PART);
+    if (!make_product(&small, g, p)) return false;
+    p->sgemm = *d; /* a kernel of another name than those two, which this library does not have, gives way too */
+    return true;
+}
+
 /* Nearly equal parts of at most `most`, so that none is too thin. */
 static int64_t nearly_equal(int64_t x, int64_t most) {
     int64_t parts = ceil_div(x, most);
@@ -242,7 +253,7 @@ static bool make_parts(gemm_library *g) {
                 if (s != FIRST) part.beta = 1, part.bias = false;
                 if (g->ld) part.a_cs = g->ld;
                 bool exists = part.m && part.n && part.k && (s != LATER || d->k >= 2 * g->k);
-                if (exists && !make_product(&part, g, &g->part[i][j][s])) return false;
+                if (exists && !make_part(&part, g, &g->part[i][j][s])) return false;
             }
     return !dnnl_stream_create(&g->stream, engine, dnnl_stream_default_flags);
 }
