@@ -30,8 +30,9 @@ for ranks in 1 2; do
     rm "$dir"/*.jsonl
 done
 
-# Each is one that counted too much once: room to add to gradients that are only stored, for both halves of an exchange
-# that packs one, and for scores that a window hides. With two microbatches gradients are added to.
+# What counted too much once: room to add to gradients that are only stored, for both halves of an exchange
+# that packs one, for scores that a window hides, for more rows than a product of our own has. With two microbatches
+# gradients are added to.
 head -c 40000 /dev/zero | tr '\0' '\3' >"$dir/tokens.txt"
 while read -r model options; do
     # shellcheck disable=SC2086 # options are words
@@ -45,5 +46,6 @@ llama --set save.policy=all --set tile.policy=off --accum 2
 llama --set save.policy=layer --dtype bf16
 gpt-neox --set save.policy=layer
 gemma2 --set save.policy=autosp --set tile.policy=auto
+operators --set save.policy=layer --set tile.policy=off
 END
 exit $failed
