@@ -11,9 +11,9 @@
 
 /* Where a search ended: with the same graph and options, save_options.take goes there without searching. */
 typedef struct save_taken {
-    int set,
-        point;    /* which of the fronts, counted from 1; its point. Behind the fronts, the leanest plans; 0: nothing */
-    int64_t host; /* the host bytes that the front is for */
+    int set;       /* which of the fronts, counted from 1; behind them the leanest plans; 0: nothing */
+    int point;     /* of the front */
+    int64_t host;  /* the host bytes that the front is for */
     int64_t arena; /* bytes of a rank, everything included */
 } save_taken;
 
@@ -27,6 +27,11 @@ typedef struct save_curves {
     int n, cap;
 } save_curves;
 
+/* The fronts of policy budget, in the order in which they are tried: of whole windows and of tiled ones without the
+ * host; of whole windows, of kept bytes alone, of the leanest moves with it. And how many estimates say which plan is
+ * the leanest. */
+enum { SAVE_SETS = 5, SAVE_SETS_WITHOUT_HOST = 2, SAVE_LEANEST = 6 };
+
 /* What a choice of tiles took when it was lowered, from host budget to host budget. */
 typedef struct save_judged {
     int state; /* remat_point */
@@ -37,11 +42,12 @@ typedef VEC(save_judged) save_judgements;
 
 typedef struct save_tried {
     arena *a;
-    save_judgements known[5]; /* by front */
-    int64_t last[5];          /* host bytes that it was last tried with */
-    int64_t lean[6];          /* the leanest plans, by what calls them so: bytes above the estimate; 0: not tried */
-    int lost[5], wait[5];     /* by front: how often in a row it had nothing, and until which rung it is left alone */
-    int next;                 /* the first rung that may have something new */
+    save_judgements known[SAVE_SETS]; /* by front, as are last, lost and wait */
+    int64_t last[SAVE_SETS];          /* host bytes that it was last tried with */
+    int64_t lean[SAVE_LEANEST];       /* bytes of that leanest plan above its estimate; 0: not tried */
+    int lost[SAVE_SETS];              /* how often in a row it had nothing */
+    int wait[SAVE_SETS];              /* until which rung it is left alone for that */
+    int next;                         /* the first rung that may have something new */
 } save_tried;
 
 /* The host budgets that policy budget tries, from the least, each to beat what the ones before found: 0, then eight in
@@ -53,7 +59,8 @@ int save_rungs(int64_t host); /* the last rung of at most so many bytes */
 bool save_between(int rung);  /* neither a power of two nor halfway: only the front that is best is tried there */
 /* What had nothing to offer on a rung is left alone for half an octave, then for one, two, four. */
 void save_back_off(int rung, bool won, int *lost, int *wait);
-static inline bool save_on_host(int set) { return set >= 3 && set <= 5; } /* of save_taken */
+/* Is a set of save_taken a front with the host? */
+static inline bool save_on_host(int set) { return set > SAVE_SETS_WITHOUT_HOST && set <= SAVE_SETS; }
 
 /* The policies of --set save.policy=... :
  *   all      keep every value that the backward reads

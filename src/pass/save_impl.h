@@ -60,10 +60,6 @@ sp_status save_plans_find(const save_model *m, const save_options *o, save_class
  */
 remat_plans *save_leanest_on_host(const save_model *m, const remat_plans *plans);
 
-/* The fronts of policy budget, in the order in which they are tried: of whole windows and of tiled ones without the
- * host; of whole windows, of kept bytes alone, of the leanest moves with it. */
-enum { SAVE_SETS = 5 };
-
 /* save.c: every needed value is kept. */
 remat_plan save_keep_all(arena *a, const remat_seg *s);
 /* Fills the report's segments and sums; chosen: the plan of each segment. */

@@ -197,8 +197,6 @@ static search search_of(search s, const remat_plans *plans, int64_t host_memory,
 }
 
 /* A plan that was lowered. */
-enum { LEAST_SETS = 6 }; /* see leanest */
-
 typedef struct found {
     search s;
     int set, point; /* which of the fronts, from 1; -1: none, or not on a front */
@@ -275,10 +273,10 @@ static const remat_plans *least_set(const save_model *m, const save_class_plans 
  * where lowering does; nothing is found where out->plans is NULL. */
 static sp_status leanest(const save_model *m, const save_options *o, const save_class_plans *p, int64_t host,
                          bool moved, int64_t enough, double limit, save_tried *tried, save_report *r, found *out) {
-    const remat_plan **seen[LEAST_SETS];
+    const remat_plan **seen[SAVE_LEANEST];
     int n = 0;
     *out = (found){.point = -1, .arena = INT64_MAX, .seconds = INFINITY};
-    for (int k = moved ? 3 : 0; k < (host > 0 ? LEAST_SETS : 3) && out->arena > enough; k++) {
+    for (int k = moved ? 3 : 0; k < (host > 0 ? SAVE_LEANEST : 3) && out->arena > enough; k++) {
         int64_t b, estimate;
         double seconds;
         seen[n] = least_by_estimate(m, least_set(m, p, k), k < 3 ? 0 : host, &b, &seconds);
@@ -378,8 +376,8 @@ typedef struct budget_search {
 } budget_search;
 
 static search front_of(budget_search *b, int set) {
-    search x = search_of(b->s, b->set[set], set < 2 ? 0 : INT64_MAX, b->cap);
-    if (set >= 2 && x.chain.cap == b->cap) {
+    search x = search_of(b->s, b->set[set], set < SAVE_SETS_WITHOUT_HOST ? 0 : INT64_MAX, b->cap);
+    if (set >= SAVE_SETS_WITHOUT_HOST && x.chain.cap == b->cap) {
         x.a = b->tried->a;
         x.known = &b->tried->known[set];
     }
@@ -387,7 +385,7 @@ static search front_of(budget_search *b, int set) {
 }
 
 static sp_status without_host(budget_search *b) {
-    for (int k = 0; k < 2 && b->best.seconds > 0; k++) {
+    for (int k = 0; k < SAVE_SETS_WITHOUT_HOST && b->best.seconds > 0; k++) {
         search x = front_of(b, k);
         TRY(try_search(&x, k + 1, &b->best, &b->lean));
     }
@@ -433,7 +431,7 @@ static sp_status with_host(budget_search *b, int rung) {
     }
     int wake = INT_MAX;
     int64_t more = INT64_MAX; /* fewest host bytes of what is out of reach */
-    for (int k = 2; k < SAVE_SETS && b->best.seconds > 0; k++) {
+    for (int k = SAVE_SETS_WITHOUT_HOST; k < SAVE_SETS && b->best.seconds > 0; k++) {
         search all = front_of(b, k), x = narrowed(all, host);
         bool fresh = false;
         limit = fmin(b->best.seconds, b->limit);

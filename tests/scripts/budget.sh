@@ -131,7 +131,7 @@ cmp -s "$dir/host.128KiB" "$dir/host.147455" && cmp -s "$dir/host.144KiB" "$dir/
     complain "a host budget between two rungs has a plan of its own"
 
 # ---- truth: what was planned is what the kernel counts as touched, and the numbers of training are the same for every
-# policy and budget at one tiling. At 512 tokens kernels use their workspace to its end.
+# policy and budget at one tiling.
 size="--seq 512 --ranks 2 --set tile.policy=off"
 train="train $model --data $text $size --steps 2 --threads 1 --seed 3"
 for policy in all layer pytorch autosp; do

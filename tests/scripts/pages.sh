@@ -30,9 +30,8 @@ for ranks in 1 2; do
     rm "$dir"/*.jsonl
 done
 
-# What counted too much once: room to add to gradients that are only stored, for both halves of an exchange
-# that packs one, for scores that a window hides, for more rows than a product of our own has. With two microbatches
-# gradients are added to.
+# What counted too much once: room to add to gradients that are only stored, for both halves of an exchange that packs one,
+# for scores that a window hides, for more rows than a product of our own has. With two microbatches gradients are added to.
 head -c 40000 /dev/zero | tr '\0' '\3' >"$dir/tokens.txt"
 while read -r model options; do
     # shellcheck disable=SC2086 # options are words

@@ -24,9 +24,6 @@ enum {
 
 static int64_t key_block(int64_t D) { return max64(64, min64(KB_MAX, KB_WORK / D / 32 * 32)); }
 
-/* Rows of the buffers that hold a block's keys: no more than there are. */
-static int64_t key_rows(int64_t D, int64_t Sk) { return min64(key_block(D), round_up(max64(Sk, 1), 64)); }
-
 /* One thread's workspace, in floats. */
 typedef struct scratch {
     float *k, *v, *dk, *dv, *s, *ds, *cap, *qt, *dot, *q, *dout, *dqt, *lse, *delta, *qscale;
@@ -35,8 +32,9 @@ typedef struct scratch {
 
 /* What a scratch has room for: the queries, keys, type and scores there are, so that a plan counts what is touched. */
 typedef struct room {
-    int64_t D, Dp, keys, queries;
-    int64_t seen; /* keys of a block that a tile of queries sees, at most: few under a window */
+    int64_t D, Dp;
+    int64_t keys, queries; /* of a block, of a tile */
+    int64_t seen;          /* keys of a block that a tile of queries sees, at most: few under a window */
     bool softcap;
     bool rows, pairs; /* operands as rows of f32, as words of pairs; both where dropout may be off or on */
 } room;
@@ -44,7 +42,7 @@ typedef struct room {
 static room room_for(const tensor *q, const tensor *k, const kern_attn_params *p) {
     const int64_t D = q->dim[3], S = max64(q->dim[1], 1);
     room r = {.D = D, .Dp = round_up(D, VL), .softcap = p->softcap > 0};
-    r.keys = key_rows(D, k->dim[1]);
+    r.keys = min64(key_block(D), round_up(max64(k->dim[1], 1), 64));
     r.queries = min64(BQ, round_up(S, MICRO_LANES));
     r.pairs = VEC_PAIRS && q->type == DT_BF16;
     const int64_t step = r.pairs && amx_usable() ? 2 * AMX_PAIRS : 2; /* attn.step; one more may complete a pair */
@@ -321,7 +319,7 @@ static void pack_keys(const job *t, const scratch *w, int64_t b, int64_t hkv, in
     attn_pack_pairs(v, vs, n, a->D, a->Dp, w->v);
     if (a->amx) { /* by way of dk, which holds nothing yet */
         attn_pair_rows(w->k, n, a->Dp, w->dk);
-        attn_transpose_words(w->dk, ceil_div(n, 2), a->D, a->Dp, w->k2, key_rows(a->D, a->Sk) / 2);
+        attn_transpose_words(w->dk, ceil_div(n, 2), a->D, a->Dp, w->k2, t->x.room.keys / 2);
     } else {
         attn_pair_rows(w->k, n, a->Dp, w->k2);
     }
@@ -336,8 +334,8 @@ static void query_gradient(const job *t, const scratch *w, int64_t p, int64_t k0
     const attn *a = &t->a;
     float *dqt = w->dqt + p * a->D;
     if (a->amx)
-        amx_rows_pairs(a->D, MICRO_NV, (hi - lo) / 2, w->k2 + (lo - k0) / 2, key_rows(a->D, a->Sk) / 2, w->ds2 + p, BQ,
-                       dqt, MICRO_LANES, MICRO_SET, NULL);
+        amx_rows_pairs(a->D, MICRO_NV, (hi - lo) / 2, w->k2 + (lo - k0) / 2, t->x.room.keys / 2, w->ds2 + p, BQ, dqt,
+                       MICRO_LANES, MICRO_SET, NULL);
     else if (a->pairs)
         micro_rows_pairs(a->D, MICRO_NV, (hi - lo) / 2, w->k2 + (lo - k0) / 2 * a->Dp, 1, a->Dp, w->ds2 + p, BQ, dqt,
                          MICRO_LANES, MICRO_SET, NULL);
