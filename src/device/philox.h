@@ -1,7 +1,8 @@
-/* philox.h - Philox4x32-10, a counter-based generator: random bits as a pure function of (key, counter).
+/* philox.h - Philox4x32-7, a counter-based generator: random bits as a pure function of (key, counter).
  *
  * J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC'11), section 3.3,
- * constants from table 2. What an element of a dropout mask is depends on seed, step, node and its index in the whole
+ * constants from table 2. Seven rounds are the fewest that passed BigCrush there, and what PyTorch's flash attention
+ * draws its dropout with; ten, which leave a margin for simulations, cost half as much again. What an element of a dropout mask is depends on seed, step, node and its index in the whole
  * tensor only: on any number of ranks, and when it is computed a second time, it is the same.
  */
 #ifndef AUTOSP_DEVICE_PHILOX_H
@@ -10,10 +11,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum { PHILOX_ROUNDS = 7 };
+
 /* n counters under one key, side by side: word w of counter i is c[w n + i]. In place; vectors where n is a constant.
  */
 static inline __attribute__((always_inline)) void philox_rounds(uint32_t *c, int n, uint32_t k0, uint32_t k1) {
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < PHILOX_ROUNDS; round++) {
         for (int i = 0; i < n; i++) {
             uint64_t p0 = (uint64_t)0xD2511F53u * c[i], p1 = (uint64_t)0xCD9E8D57u * c[2 * n + i];
             c[i] = (uint32_t)(p1 >> 32) ^ c[n + i] ^ k0;

@@ -142,7 +142,7 @@ static void formula_scores(const attn *a, int64_t b, int64_t h, int64_t q0, int6
     }
 }
 
-/* Philox4x32-10 (philox.h) for a vector of queries at a time. */
+/* Philox (philox.h) for a vector of queries at a time. */
 void attn_keep(const attn *a, int64_t b, int64_t h, int64_t q0, int64_t lanes, int64_t block,
                float keep[4][ATTN_LANES]) {
     const kern_attn_dropout *d = &a->p->drop;

@@ -14,13 +14,13 @@ typedef struct keep_state {
     uint64_t seed, draw;
     uint32_t node;
     philox_bound bound;
-    uint64_t key[10][2]; /* of each round */
+    uint64_t key[PHILOX_ROUNDS][2]; /* of each round */
 } keep_state;
 
 INLINE keep_state keep_start(uint64_t seed, uint64_t draw, uint32_t node, double p) {
     keep_state s = {.seed = seed, .draw = draw, .node = node, .bound = philox_bound_of(p)};
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32) ^ node;
-    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
+    for (int round = 0; round < PHILOX_ROUNDS; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
         s.key[round][0] = k0, s.key[round][1] = k1;
     return s;
 }
@@ -115,14 +115,15 @@ INLINE void keep_last_round(const keep_blocks *b, __m512i k0, __m512i k1, __m512
 /* n words from `word` on, in step: a round waits for the one before, so one word alone leaves the units idle. Between
  * rounds as many words of `work` are done, whose bits are there. */
 INLINE void keep_words(const keep_state *s, uint64_t word, int n, uint64_t *bits, const keep_work *work) {
+    enum { LAST = PHILOX_ROUNDS - 1 };
     const __m512i upper = _mm512_set1_epi16((int16_t)s->bound.upper);
     keep_blocks b[KEEP_WORDS];
     __m512i front[KEEP_WORDS], behind[KEEP_WORDS]; /* upper halves of elements 0 .. 31, 32 .. 63 */
     __mmask32 open = 0;
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) b[i] = keep_two_rounds(s, (word + (uint64_t)i) * 8);
-#pragma GCC unroll 10
-    for (int round = 2; round < 9; round++) {
+#pragma GCC unroll 8
+    for (int round = 2; round < LAST; round++) {
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++)
             keep_round(&b[i], _mm512_set1_epi64((int64_t)s->key[round][0]),
@@ -130,9 +131,11 @@ INLINE void keep_words(const keep_state *s, uint64_t word, int n, uint64_t *bits
         if (work && round - 2 < n) keep_do(work, round - 2);
     }
 #pragma GCC unroll 8
+    for (int w = LAST - 2; work && w < n; w++) keep_do(work, w);
+#pragma GCC unroll 8
     for (int i = 0; i < n; i++) {
-        keep_last_round(&b[i], _mm512_set1_epi64((int64_t)(s->key[9][0] << 32)),
-                        _mm512_set1_epi64((int64_t)(s->key[9][1] << 32)), &front[i], &behind[i]);
+        keep_last_round(&b[i], _mm512_set1_epi64((int64_t)(s->key[LAST][0] << 32)),
+                        _mm512_set1_epi64((int64_t)(s->key[LAST][1] << 32)), &front[i], &behind[i]);
         ((keep_mask *)(bits + i))[0] = _mm512_cmpgt_epu16_mask(front[i], upper);
         ((keep_mask *)(bits + i))[1] = _mm512_cmpgt_epu16_mask(behind[i], upper);
         open = _kor_mask32(
