@@ -2,8 +2,9 @@
  *
  * J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC'11), section 3.3,
  * constants from table 2. Seven rounds are the fewest that passed BigCrush there, and what PyTorch's flash attention
- * draws its dropout with; ten, which leave a margin for simulations, cost half as much again. What an element of a dropout mask is depends on seed, step, node and its index in the whole
- * tensor only: on any number of ranks, and when it is computed a second time, it is the same.
+ * draws its dropout with; ten, which leave a margin for simulations, cost half as much again. What an element of a
+ * dropout mask is depends on seed, step, node and its index in the whole tensor only: on any number of ranks, and when
+ * it is computed a second time, it is the same.
  */
 #ifndef AUTOSP_DEVICE_PHILOX_H
 #define AUTOSP_DEVICE_PHILOX_H
