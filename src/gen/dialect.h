@@ -33,7 +33,8 @@ typedef struct gen_dialect {
     void (*round)(const gen_kernel *k, int i, int u, buf *out);
     void (*index)(const gen_kernel *k, int i, int u, buf *out);
     void (*value)(const gen_kernel *k, int i, int u, const char *text, buf *out);
-    /* v<i> = 1 in the column whose number is v<arg[1]>, a row's value, 0 in others. */
+    /* v<i> = v<arg[1]> in the column whose number is v<j>, a row's value, and v<arg[2]> in others: a select by arg[0],
+     * which compares the column's number with v<j>. */
     void (*here)(const gen_kernel *k, int i, int u, buf *out);
     /* v<i> = a term that the pass of the sum arg[2] kept. */
     void (*numerator)(const gen_kernel *k, int i, int u, buf *out);

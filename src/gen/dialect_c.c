@@ -32,13 +32,20 @@ static const char functions[] =
     "INLINE vf k_min(vf x, vf y) { return vselect((x < y) | (x != x), x, y); }\n"
     "INLINE vf k_relu(vf x) { return vselect((x > 0.f) | (x != x), x, vset(0)); }\n"
     "INLINE vf k_equal(vf x, vf y) { return vselect(x == y, vset(1), vset(0)); }\n"
-    "INLINE vf k_choose(vf c, vf x, vf y) { return vselect(c != 0.f, x, y); }\n"
-    "INLINE vf k_index(int64_t c) { return __builtin_convertvector(viota() + (int32_t)c, vf); }\n"
-    "/* 1 in the column whose number is that of v, which few vectors hold. */\n"
-    "INLINE vf k_here(vf v, int64_t c) {\n"
-    "    if (__builtin_expect((uint64_t)((int64_t)v[0] - c) < VL, 0)) return k_equal(k_index(c), v);\n"
-    "    return vset(0);\n"
+    "INLINE vf k_choose(vf c, vf x, vf y) {\n"
+    "#ifdef __AVX512F__\n" /* between numbers and 0 a product with a mask, if c is the row's */
+    "    return (vf)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)c, (__m512)vset(0), _CMP_NEQ_UQ), (__m512)y, "
+    "(__m512)x);\n"
+    "#else\n"
+    "    return vselect(c != 0.f, x, y);\n"
+    "#endif\n"
     "}\n"
+    "INLINE vf k_index(int64_t c) { return __builtin_convertvector(viota() + (int32_t)c, vf); }\n"
+    "/* Is v the number of one of n columns from c on? Of few it is. */\n"
+    "INLINE bool k_among(vf v, int64_t c, int64_t n) {\n"
+    "    return __builtin_expect((uint64_t)((int64_t)v[0] - c) < (uint64_t)n, 0);\n"
+    "}\n"
+    "INLINE vf k_here(vf v, int64_t c, vf x, vf y) { return vselect(k_index(c) == v, x, y); }\n"
     "INLINE vf k_silu_slope(vf x) {\n"
     "    vf s = vsigmoid(x);\n"
     "    return s * vfma(x, 1.f - s, vset(1.f));\n"
@@ -275,8 +282,27 @@ static void value(const gen_kernel *k, int i, int u, const char *text, buf *out)
 }
 
 static void here(const gen_kernel *k, int i, int u, buf *out) {
-    name(k, i, u, out);
-    buf_printf(out, "k_here(v%d, %s);\n", k->s.data[i].arg[1], first(u));
+    const int *arg = k->s.data[i].arg, column = k->s.data[arg[0]].arg[1];
+    const int from = u == GEN_ALONE ? u : 0, to = u == GEN_ALONE ? u + 1 : BLOCK;
+    if (u != GEN_ALONE && u != BLOCK - 1) return; /* one test a block */
+    for (int j = from; j < to; j++) {
+        buf_printf(out, "            vf ");
+        gen_name(k, i, j, out);
+        buf_printf(out, " = ");
+        gen_name(k, arg[2], j, out);
+        buf_printf(out, ";\n");
+    }
+    buf_printf(out, "            if (k_among(v%d, c, %d * VL)) {\n", column, to - from);
+    for (int j = from; j < to; j++) {
+        buf_printf(out, "                ");
+        gen_name(k, i, j, out);
+        buf_printf(out, " = k_here(v%d, %s, ", column, first(j));
+        gen_name(k, arg[1], j, out);
+        buf_printf(out, ", ");
+        gen_name(k, arg[2], j, out);
+        buf_printf(out, ");\n");
+    }
+    buf_printf(out, "            }\n");
 }
 
 /* The sum of exponentials of the same elements, which has their maximum; -1: none. */
@@ -307,9 +333,12 @@ static void exp_sum(const gen_kernel *k, int i, int u, buf *out) {
 
 static void numerator(const gen_kernel *k, int i, int u, buf *out) {
     const int s = k->s.data[i].arg[2];
-    if (u <= 0) buf_printf(out, "            k%d = vexp_scale_next(k%d, s%d, f%d[%s]);\n", s, s, s, s, kept_from(u));
+    if (u <= 0) {
+        buf_printf(out, "            k%d = vexp_scale_next(k%d, s%d, f%d[%s]);\n", s, s, s, s, kept_from(u));
+        buf_printf(out, "            const vf n%d = k%d.factor * v%d;\n", i, s, k->s.data[i].arg[3]);
+    }
     name(k, i, u, out);
-    buf_printf(out, "vld(e%d + %s) * k%d.factor;\n", s, first(u), s);
+    buf_printf(out, "vld(e%d + %s) * n%d;\n", s, first(u), i);
 }
 
 static bool is_sum(const gen_kernel *k, int i) { return k->s.data[i].kind == GEN_SUM; }

@@ -17,7 +17,7 @@ gen_kernel *gen_new(arena *a) {
 static bool same(const gen_stmt *a, const gen_stmt *b) {
     bool equal = a->kind == b->kind && a->op == b->op && a->nargs == b->nargs && a->type == b->type &&
                  memcmp(&a->value, &b->value, sizeof a->value) == 0;
-    for (int i = 0; i < 3 && equal; i++) equal = a->arg[i] == b->arg[i];
+    for (int i = 0; i < 4 && equal; i++) equal = a->arg[i] == b->arg[i];
     return equal;
 }
 
@@ -80,9 +80,11 @@ int gen_round(gen_kernel *k, int x, dtype t) {
 
 int gen_reduce(gen_kernel *k, gen_kind kind, int x) { return add(k, (gen_stmt){.kind = kind, .nargs = 1, .arg = {x}}); }
 
-int gen_numerator(gen_kernel *k, int x, int top) {
-    if (k->s.data[x].row) return gen_op1(k, OP_exp, gen_op2(k, OP_sub, x, top)); /* a row of one column */
-    return add(k, (gen_stmt){.kind = GEN_NUMERATOR, .nargs = 3, .arg = {x, top, gen_reduce(k, GEN_EXP_SUM, x)}});
+int gen_numerator(gen_kernel *k, int x, int top, int scale) {
+    ASSERT(k->s.data[scale].row);
+    if (k->s.data[x].row) /* a row of one column */
+        return gen_op2(k, OP_mul, gen_op1(k, OP_exp, gen_op2(k, OP_sub, x, top)), scale);
+    return add(k, (gen_stmt){.kind = GEN_NUMERATOR, .nargs = 4, .arg = {x, top, gen_reduce(k, GEN_EXP_SUM, x), scale}});
 }
 
 int gen_pick(gen_kernel *k, int x, int column) {

@@ -42,8 +42,8 @@ typedef enum gen_kind {
     GEN_SUM,   /* of arg[0] along the row */
     GEN_MAX,
     GEN_EXP_SUM,   /* of e^(arg[0] - its greatest) along the row, with that greatest in the same pass */
-    GEN_NUMERATOR, /* e^(arg[0] - arg[1]), arg[1] the greatest: the terms of the GEN_EXP_SUM arg[2] of the same, which
-                      its pass keeps for later ones */
+    GEN_NUMERATOR, /* e^(arg[0] - arg[1]) arg[3], arg[1] the greatest: the terms of the GEN_EXP_SUM arg[2] of the same,
+                      which its pass keeps for later ones, times a row's value */
     GEN_PICK,      /* arg[0] in the column whose number is arg[1], a row's value; 0 where there is none */
     GEN_KINDS
 } gen_kind;
@@ -53,7 +53,7 @@ static inline bool gen_is_reduction(gen_kind k) { return k == GEN_SUM || k == GE
 typedef struct gen_stmt {
     gen_kind kind;
     ir_op op;
-    int nargs, arg[3];
+    int nargs, arg[4];
     dtype type;
     double value;
     bool row;  /* one value a row */
@@ -114,8 +114,9 @@ int gen_index(gen_kernel *k);
 int gen_round(gen_kernel *k, int x, dtype t);
 int gen_reduce(gen_kernel *k, gen_kind kind, int x);
 int gen_pick(gen_kernel *k, int x, int column);
-/* e^(x - top) beside the sum of these; top: the greatest x, or more where all are -inf. Relative error 3e-7. */
-int gen_numerator(gen_kernel *k, int x, int top);
+/* e^(x - top) scale beside the sum of these exponentials; top: the greatest x, or more where all are -inf; scale: a
+ * row's value. Relative error 3e-7. */
+int gen_numerator(gen_kernel *k, int x, int top, int scale);
 int gen_op1(gen_kernel *k, ir_op op, int x);
 int gen_op2(gen_kernel *k, ir_op op, int x, int y);
 int gen_op3(gen_kernel *k, ir_op op, int x, int y, int z);

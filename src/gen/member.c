@@ -132,11 +132,11 @@ static int sub(gen_kernel *k, int x, int y) { return gen_op2(k, OP_sub, x, y); }
 /* The greatest of a row; the bound is for rows of -inf. */
 static int greatest(gen_kernel *k, int x) { return gen_op2(k, OP_max, gen_reduce(k, GEN_MAX, x), gen_const(k, -3e38)); }
 
-/* e^x over the sum of these along the row; 0 in rows of -inf, whose sum is 0 where others' are 1 or more. */
-static int softmax(gen_kernel *k, int x) {
-    int e = gen_numerator(k, x, greatest(k, x));
-    int total = gen_op2(k, OP_max, gen_reduce(k, GEN_EXP_SUM, x), gen_const(k, 1e-30));
-    return mul(k, e, gen_op1(k, OP_recip, total));
+/* e^x times a row's value over the sum of these exponentials along the row; 0 in rows of -inf, whose sum is 0 where
+ * others' are 1 or more. */
+static int softmax(gen_kernel *k, int x, int scale) {
+    int total = gen_op2(k, OP_max, gen_reduce(k, GEN_EXP_SUM, x), gen_const(k, 1));
+    return gen_numerator(k, x, greatest(k, x), gen_op2(k, OP_div, scale, total));
 }
 
 /* 1 / sqrt(mean of squares + eps) */
@@ -190,7 +190,7 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
         break;
     }
     case OP_softmax:
-        value[0] = softmax(k, in[0]);
+        value[0] = softmax(k, in[0], gen_const(k, 1));
         break;
     case OP_softmax_grad: /* (y, dy): y (dy - <y, dy>) */
         value[0] = mul(k, in[0], sub(k, in[1], gen_reduce(k, GEN_SUM, mul(k, in[0], in[1]))));
@@ -211,10 +211,12 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
         break;
     }
     case OP_xent_grad: { /* (softmax - one hot) dloss; labels were checked by the forward. Its lse is not used: the sum
-                          * is taken again, so that it has the same bits beside the loss, where it is there anyway. */
-        int ignored = gen_op2(k, OP_eq, in[1], gen_const(k, (double)ir_int(n, "ignore", -100)));
-        int here = gen_op2(k, OP_eq, gen_index(k), in[1]), p = softmax(k, in[0]);
-        value[0] = gen_op3(k, OP_select, ignored, gen_const(k, 0), mul(k, sub(k, p, here), in[3]));
+                          * is taken again, so that it has the same bits beside the loss, where it is there anyway.
+                          * Elements cost a product: the label's is changed in its column alone. */
+        int ignored = gen_op2(k, OP_eq, in[1], gen_const(k, (double)ir_int(n, "ignore", -100))), zero = gen_const(k, 0);
+        int p = gen_op3(k, OP_select, ignored, zero, softmax(k, in[0], in[3])); /* times dloss */
+        int dloss = gen_op3(k, OP_select, ignored, zero, in[3]);
+        value[0] = gen_op3(k, OP_select, gen_op2(k, OP_eq, gen_index(k), in[1]), sub(k, p, dloss), p);
         break;
     }
     case OP_sum:

@@ -41,6 +41,12 @@ static void substitute(const gen_kernel *k, const char *text, const int *arg, in
     }
 }
 
+/* Is it 1 in the column whose number is a row's value, 0 in others? */
+static bool is_here(const gen_kernel *k, int i) {
+    const gen_stmt *s = &k->s.data[i];
+    return s->kind == GEN_OP && s->op == OP_eq && k->s.data[s->arg[0]].kind == GEN_INDEX && k->s.data[s->arg[1]].row;
+}
+
 static void statement(const gen_dialect *d, const gen_kernel *k, int i, int u, buf *out) {
     const gen_stmt *s = &k->s.data[i];
     buf text = {0};
@@ -55,7 +61,7 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, int u, b
         d->index(k, i, u, out);
         return;
     case GEN_OP:
-        if (s->op == OP_eq && k->s.data[s->arg[0]].kind == GEN_INDEX && k->s.data[s->arg[1]].row) {
+        if (s->op == OP_select && is_here(k, s->arg[0])) {
             d->here(k, i, u, out);
             return;
         }

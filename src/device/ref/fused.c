@@ -32,7 +32,7 @@ static double rounded(double v, dtype t) {
 
 static double evaluate(const frame *f, const gen_stmt *s, int64_t col) {
     const double *v = f->value + col;
-    double x[3] = {0};
+    double x[4] = {0};
     for (int i = 0; s->kind != GEN_LOAD && i < s->nargs; i++) x[i] = v[s->arg[i] * f->cols];
     switch (s->kind) {
     case GEN_LOAD: {
@@ -50,7 +50,7 @@ static double evaluate(const frame *f, const gen_stmt *s, int64_t col) {
     case GEN_ROUND:
         return rounded(x[0], s->type);
     case GEN_NUMERATOR:
-        return exp(x[0] - x[1]);
+        return exp(x[0] - x[1]) * x[3];
     case GEN_SUM:
     case GEN_MAX:
     case GEN_EXP_SUM:
