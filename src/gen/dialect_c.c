@@ -3,8 +3,9 @@
  * A value is a vector of columns (vf of device/cpu/vec.h, whose text stands in front of the kernels: one source of all
  * polynomials). Columns go in blocks of four vectors: the long chains of an exponential then run side by side, where
  * the processor's window holds too little of one after the other; and neighbours are read and written as pairs (bf16).
- * A kernel with several passes fetches the next row in its first, as it waits for memory only there; of f32 only
- * beside terms that are kept: elsewhere the processor's own fetching is early enough and this came in its way.
+ * A kernel with several passes fetches rows ahead; of f32 only beside terms that are kept: elsewhere the processor's
+ * own fetching is early enough and this came in its way. Where there are two passes each fetches a half of the row
+ * after the next, so that memory is busy in both; else the first fetches the next row.
  *
  * Sums along a row are taken lane by lane, for each vector of a block apart, and then over vectors and lanes in a fixed
  * order, so they depend on the row and on the width of vectors alone. A kernel has no threads: it is called with its
@@ -194,10 +195,18 @@ static void open_columns(const gen_kernel *k, int pass, bool in_block, buf *out)
                "        c = c0;\n"
                "        for (; c + %d * VL <= c1; c += %d * VL) {\n",
                BLOCK, BLOCK);
-    for (int i = 0; i < k->in.n && pass == 0 && k->levels > 0; i++)
-        if (k->in.data[i].step == GEN_UNIT && !k->in.data[i].fixed && (k->in.data[i].type == DT_BF16 || k->terms))
-            buf_printf(out, "            k_ahead(x%d, q%d, %d * c, %d * VL);\n", i, i,
-                       (int)dtype_size(k->in.data[i].type), (int)dtype_size(k->in.data[i].type) * BLOCK);
+    const bool shared = k->levels == 1 && !k->terms; /* by both passes, else by the first alone */
+    if (k->levels == 0 || (pass > 0 && !shared)) return;
+    for (int i = 0; i < k->in.n; i++) {
+        const gen_operand *x = &k->in.data[i];
+        const int size = (int)dtype_size(x->type);
+        if (x->step != GEN_UNIT || x->fixed || (x->type != DT_BF16 && !k->terms)) continue;
+        if (shared)
+            buf_printf(out, "            k_ahead(x%d, 2 * q%d, %d * (%s + c), %d * VL);\n", i, i, size / 2,
+                       pass ? "c1" : "c0", size * BLOCK / 2);
+        else
+            buf_printf(out, "            k_ahead(x%d, q%d, %d * c, %d * VL);\n", i, i, size, size * BLOCK);
+    }
 }
 static void close_columns(buf *out) { buf_printf(out, "        }\n"); }
 
