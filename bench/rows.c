@@ -230,7 +230,7 @@ static void elements(dtype t) {
     simple("swiglu gradient", OP_swiglu_grad, t, ROWS, COLS, 3, 2, both);
     simple("sum", OP_add, t, ROWS, COLS, 2, 1, both);
     simple("softmax", OP_softmax, t, ROWS, COLS, 1, 1, both);
-    all[count - 1].takes = TERM;
+    all[count - 1].takes = t == DT_BF16 ? NUMERATOR : TERM;
     simple("softmax gradient", OP_softmax_grad, t, ROWS, COLS, 2, 1, dy);
 }
 
@@ -240,7 +240,7 @@ static void losses(dtype t) {
     for (int what = 0; what < 3; what++) {
         bench *b = add(name[what], t, 512, VOCAB);
         int in[4] = {operand(b, t, GEN_ELEMENTS), operand(b, DT_I64, GEN_ROW)}, v[2] = {-1, -1};
-        b->takes = TERM;
+        b->takes = t == DT_BF16 ? NUMERATOR : TERM; /* bf16: as near as numerators are */
         if (what == 1) in[2] = operand(b, DT_F32, GEN_ROW);
         in[3] = what ? operand(b, DT_F32, GEN_ROW) : 0;
         b->t[1].data = ids;

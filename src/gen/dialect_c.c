@@ -335,7 +335,7 @@ static void exp_sum(const gen_kernel *k, int i, int u, buf *out) {
         buf_printf(out, j ? ", " : "");
         gen_name(k, x, j, out);
     }
-    buf_printf(out, "}, %d", n);
+    buf_printf(out, "}, %d, %s", n, is_bf16(k->s.data[i].type));
     if (keeps) buf_printf(out, ", e%d + c, f%d + %s", i, i, kept_from(u));
     buf_printf(out, ");\n");
 }

@@ -78,7 +78,14 @@ int gen_round(gen_kernel *k, int x, dtype t) {
     return add(k, (gen_stmt){.kind = GEN_ROUND, .nargs = 1, .arg = {x}, .type = t});
 }
 
-int gen_reduce(gen_kernel *k, gen_kind kind, int x) { return add(k, (gen_stmt){.kind = kind, .nargs = 1, .arg = {x}}); }
+/* Has the statement a value of this type, whatever op made it? */
+static bool holds(const gen_stmt *s, dtype t) { return (s->kind == GEN_LOAD || s->kind == GEN_ROUND) && s->type == t; }
+
+int gen_reduce(gen_kernel *k, gen_kind kind, int x) {
+    gen_stmt s = {.kind = kind, .nargs = 1, .arg = {x}};
+    if (kind == GEN_EXP_SUM && holds(&k->s.data[x], DT_BF16)) s.type = DT_BF16;
+    return add(k, s);
+}
 
 int gen_numerator(gen_kernel *k, int x, int top, int scale) {
     ASSERT(k->s.data[scale].row);
@@ -199,7 +206,7 @@ void gen_print(const gen_kernel *k, buf *out) {
             buf_printf(out, " %d %s%s%s", s->arg[0], dtype_name(x->type), step[x->step], x->fixed ? " fixed" : "");
             if (x->labels) buf_printf(out, " labels, or %lld", (long long)x->ignore);
         }
-        if (s->kind == GEN_ROUND || (s->kind == GEN_OP && s->type == DT_BF16))
+        if (s->kind == GEN_ROUND || (s->kind != GEN_LOAD && s->type == DT_BF16))
             buf_printf(out, " %s", dtype_name(s->type));
         if (s->kind == GEN_CONST) buf_printf(out, " %.17g", s->value);
         for (int j = 0; s->kind != GEN_LOAD && j < s->nargs; j++) buf_printf(out, " %%%d", s->arg[j]);

@@ -41,7 +41,8 @@ typedef enum gen_kind {
     GEN_ROUND, /* arg[0] as `type` would hold it: where ops end, what memory would do to it */
     GEN_SUM,   /* of arg[0] along the row */
     GEN_MAX,
-    GEN_EXP_SUM,   /* of e^(arg[0] - its greatest) along the row, with that greatest in the same pass */
+    GEN_EXP_SUM,   /* of e^(arg[0] - its greatest) along the row, with that greatest in the same pass; `type` bf16: of
+                      arg[0] that are */
     GEN_NUMERATOR, /* e^(arg[0] - arg[1]) arg[3], arg[1] the greatest: the terms of the GEN_EXP_SUM arg[2] of the same,
                       which its pass keeps for later ones, times a row's value */
     GEN_PICK,      /* arg[0] in the column whose number is arg[1], a row's value; 0 where there is none */
@@ -115,7 +116,7 @@ int gen_round(gen_kernel *k, int x, dtype t);
 int gen_reduce(gen_kernel *k, gen_kind kind, int x);
 int gen_pick(gen_kernel *k, int x, int column);
 /* e^(x - top) scale beside the sum of these exponentials; top: the greatest x, or more where all are -inf; scale: a
- * row's value. Relative error 3e-7. */
+ * row's value. Relative error 3e-7; 3e-6 where x is bf16, whose own is 2e-3 of x. */
 int gen_numerator(gen_kernel *k, int x, int top, int scale);
 int gen_op1(gen_kernel *k, ir_op op, int x);
 int gen_op2(gen_kernel *k, ir_op op, int x, int y);

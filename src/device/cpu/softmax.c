@@ -75,9 +75,9 @@ INLINE void loss_row(bool bf, int64_t r, int64_t v, const void *logits, int64_t 
     for (; j + VEXP_BLOCK * VL <= v; j += VEXP_BLOCK * VL) {
         vf block[VEXP_BLOCK];
         for (int i = 0; i < VEXP_BLOCK; i += 2) vget2(bf, x, j + i * VL, &block[i], &block[i + 1]);
-        s = vexp_sum_add(s, block, VEXP_BLOCK);
+        s = vexp_sum_add(s, block, VEXP_BLOCK, false);
     }
-    for (; j < v; j += VL) s = vexp_sum_add(s, (vf[]){get_part(bf, x, j, v - j, -INFINITY)}, 1);
+    for (; j < v; j += VL) s = vexp_sum_add(s, (vf[]){get_part(bf, x, j, v - j, -INFINITY)}, 1, false);
     const float top = s.top == -INFINITY ? 0 : s.top, log_sum = logf(vexp_sum_end(s));
     lse[r] = top + log_sum;
     /* (top - x) first: it is exact when x is near the maximum, and the logarithm is then not lost in it. */

@@ -485,6 +485,16 @@ INLINE vf vexp2_term(vf x) {
     return vscale2(p, n);
 }
 
+/* The same of relative error 3e-6: one degree less. */
+INLINE vf vexp2_neg_near(vf x) {
+    vf n, f = vexp2_parts(x, &n);
+    vf p = vfma(f, VEXP2(1.342668571e-02f, 9.582853426e-03f), VEXP2(5.224247277e-02f, 5.590642846e-02f));
+    p = vfma(p, f, VEXP2(2.412802130e-01f, 2.402409863e-01f));
+    p = vfma(p, f, VEXP2(6.930448413e-01f, 6.931241930e-01f));
+    p = vfma(p, f, vset(1.f));
+    return vscale2(p, n);
+}
+
 /* The sum of e^(x - top) over all x so far, of which top is the greatest. What is added up is 2^(x log2 e - shift) for
  * an integer shift next to top log2 e, so that sums are scaled without an error when top grows, which is rare, and a
  * term costs one exponential. The product of x and log2 e is not rounded before shift is taken off; what its constant
@@ -498,8 +508,9 @@ typedef struct vexp_sum {
 } vexp_sum;
 
 INLINE vexp_sum vexp_sum_start(void) { return (vexp_sum){.top = -INFINITY}; }
-/* Adds n <= VEXP_BLOCK vectors; -inf adds nothing. term[] becomes what is added, which may lie in x's place. */
-INLINE vexp_sum vexp_sum_terms(vexp_sum s, const vf *x, int n, vf *term) {
+/* Adds n <= VEXP_BLOCK vectors; -inf adds nothing. term[] becomes what is added, which may lie in x's place. `near`:
+ * terms of relative error 3e-6, for x that are bf16, whose own is 2e-3 of x. */
+INLINE vexp_sum vexp_sum_terms(vexp_sum s, const vf *x, int n, vf *term, bool near) {
     const float log2e = 1.44269504088896340736f;
     vf most = x[0];
 #pragma GCC unroll 4
@@ -525,12 +536,12 @@ INLINE vexp_sum vexp_sum_terms(vexp_sum s, const vf *x, int n, vf *term) {
         for (int i = 0; i < n; i++) t[i] = (x[i] - s.top) * log2e;
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < n; i++) s.sum[i] += term[i] = vexp2_term(t[i]);
+    for (int i = 0; i < n; i++) s.sum[i] += term[i] = near ? vexp2_neg_near(t[i]) : vexp2_term(t[i]);
     return s;
 }
-INLINE vexp_sum vexp_sum_add(vexp_sum s, const vf *x, int n) {
+INLINE vexp_sum vexp_sum_add(vexp_sum s, const vf *x, int n, bool near) {
     vf term[VEXP_BLOCK];
-    return vexp_sum_terms(s, x, n, term);
+    return vexp_sum_terms(s, x, n, term, near);
 }
 /* What terms are to be multiplied with at the end, when they are over e^top: near 1. */
 INLINE vf vexp_sum_rest(vexp_sum s) {
@@ -548,9 +559,9 @@ INLINE float vexp_sum_end(vexp_sum s) {
 /* The same with the terms kept, for numerators: each with what it was taken relative to, which a greater x behind it
  * may have changed. */
 INLINE float vexp_sum_from(vexp_sum s) { return s.far ? s.top : s.shift; }
-INLINE vexp_sum vexp_sum_keep(vexp_sum s, const vf *x, int n, float *term, float *from) {
+INLINE vexp_sum vexp_sum_keep(vexp_sum s, const vf *x, int n, bool near, float *term, float *from) {
     vf t[VEXP_BLOCK];
-    s = vexp_sum_terms(s, x, n, t);
+    s = vexp_sum_terms(s, x, n, t, near);
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) vst(term + i * VL, t[i]);
     *from = vexp_sum_from(s);
@@ -580,14 +591,7 @@ INLINE vf vrcp_near(vf x) { /* relative error 6e-5 where the machine estimates; 
 #endif
 }
 /* 2^x of relative error 3e-6, and of 8e-5: one degree less. */
-INLINE vf vexp2_near(vf x) {
-    vf n, f = vexp2_parts(vexp2_bound(x), &n);
-    vf p = vfma(f, VEXP2(1.342668571e-02f, 9.582853426e-03f), VEXP2(5.224247277e-02f, 5.590642846e-02f));
-    p = vfma(p, f, VEXP2(2.412802130e-01f, 2.402409863e-01f));
-    p = vfma(p, f, VEXP2(6.930448413e-01f, 6.931241930e-01f));
-    p = vfma(p, f, vset(1.f));
-    return vscale2(p, n);
-}
+INLINE vf vexp2_near(vf x) { return vexp2_neg_near(vexp2_bound(x)); }
 INLINE vf vexp2_rough(vf x) {
     vf n, f = vexp2_parts(vexp2_bound(x), &n);
     vf p = vfma(f, VEXP2(7.802452147e-02f, 5.517166856e-02f), VEXP2(2.260671556e-01f, 2.426111477e-01f));
