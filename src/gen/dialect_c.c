@@ -195,7 +195,7 @@ static void open_columns(const gen_kernel *k, int pass, bool in_block, buf *out)
                "        c = c0;\n"
                "        for (; c + %d * VL <= c1; c += %d * VL) {\n",
                BLOCK, BLOCK);
-    const bool shared = k->levels == 1 && !k->terms; /* by both passes, else by the first alone */
+    const bool shared = k->levels == 1 && gen_walks(k, 1) && !k->terms; /* by both passes, else by the first alone */
     if (k->levels == 0 || (pass > 0 && !shared)) return;
     for (int i = 0; i < k->in.n; i++) {
         const gen_operand *x = &k->in.data[i];
@@ -384,7 +384,7 @@ static void reduce(const gen_kernel *k, int i, int u, buf *out) {
 static void reduce_close(const gen_kernel *k, int i, buf *out) {
     const int with = exp_sum_of(k, i);
     if (with >= 0) {
-        buf_printf(out, "        const vf v%d = vset(s%d.top);\n", i, with);
+        buf_printf(out, "        const vf v%d = s%d.top;\n", i, with);
         return;
     }
     if (k->s.data[i].kind == GEN_EXP_SUM) {

@@ -153,6 +153,18 @@ int gen_terms(const gen_kernel *k, int exp_sum) {
 
 bool gen_stored_first(const gen_kernel *k, int i) { return k->s.data[k->out.data[i].value].kept == i + 1; }
 
+bool gen_stored_in(const gen_kernel *k, int i, int pass) {
+    return k->out.data[i].step != GEN_STILL && pass == (gen_stored_first(k, i) ? 0 : k->levels);
+}
+
+bool gen_walks(const gen_kernel *k, int pass) {
+    for (int i = 0; i < k->s.n; i++)
+        if (gen_is_reduction(k->s.data[i].kind) && k->s.data[i].level == pass + 1) return true;
+    for (int i = 0; i < k->out.n; i++)
+        if (gen_stored_in(k, i, pass)) return true;
+    return false;
+}
+
 void gen_finish(gen_kernel *k) {
     sweep(k);
     for (int i = 0; i < k->s.n; i++)

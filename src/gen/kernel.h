@@ -130,6 +130,9 @@ void gen_finish(gen_kernel *k);
 void gen_pass_needs(const gen_kernel *k, int pass, bool *needed);
 /* Is result i stored by the first pass? Else by the last. */
 bool gen_stored_first(const gen_kernel *k, int i);
+/* Does pass p (0 .. levels) store elements of result i? Does it walk the columns at all: to store or to reduce? */
+bool gen_stored_in(const gen_kernel *k, int i, int pass);
+bool gen_walks(const gen_kernel *k, int pass);
 /* The same for the one column of a GEN_PICK. */
 void gen_pick_needs(const gen_kernel *k, int pick, bool *needed);
 void gen_print(const gen_kernel *k, buf *out);

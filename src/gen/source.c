@@ -89,11 +89,6 @@ static void statement(const gen_dialect *d, const gen_kernel *k, int i, int u, b
 
 static bool reduces(const gen_stmt *s, int level) { return gen_is_reduction(s->kind) && s->level == level; }
 
-/* Does pass p store elements of result i? */
-static bool stored_in(const gen_kernel *k, int i, int p) {
-    return k->out.data[i].step != GEN_STILL && p == (gen_stored_first(k, i) ? 0 : k->levels);
-}
-
 static void pick(const gen_dialect *d, const gen_kernel *k, int i, bool *needed, buf *out) {
     gen_pick_needs(k, i, needed);
     d->pick_open(k, i, out);
@@ -115,22 +110,19 @@ static void columns_of(const gen_dialect *d, const gen_kernel *k, int p, bool in
     for (int i = 0; i < k->s.n; i++)
         for (int u = from; u < to && reduces(&k->s.data[i], p + 1); u++) d->reduce(k, i, u, out);
     for (int i = 0; i < k->out.n; i++)
-        for (int u = from; u < to && stored_in(k, i, p); u++) d->store(k, i, u, out);
+        for (int u = from; u < to && gen_stored_in(k, i, p); u++) d->store(k, i, u, out);
     d->close_columns(out);
 }
 
 static void pass(const gen_dialect *d, const gen_kernel *k, int p, bool *needed, buf *out) {
-    bool columns = false;
     for (int i = 0; i < k->s.n; i++) {
         const gen_stmt *s = &k->s.data[i];
         if (s->kind == GEN_PICK && s->level == p)
             pick(d, k, i, needed, out);
         else if (s->row && s->level == p && !gen_is_reduction(s->kind))
             statement(d, k, i, GEN_ALONE, out);
-        columns |= reduces(s, p + 1);
     }
-    for (int i = 0; i < k->out.n; i++) columns |= stored_in(k, i, p);
-    if (!columns) return;
+    if (!gen_walks(k, p)) return;
     for (int i = 0; i < k->s.n; i++)
         if (reduces(&k->s.data[i], p + 1)) d->reduce_open(k, i, out);
     gen_pass_needs(k, p, needed);

@@ -78,7 +78,7 @@ INLINE void loss_row(bool bf, int64_t r, int64_t v, const void *logits, int64_t 
         s = vexp_sum_add(s, block, VEXP_BLOCK, false);
     }
     for (; j < v; j += VL) s = vexp_sum_add(s, (vf[]){get_part(bf, x, j, v - j, -INFINITY)}, 1, false);
-    const float top = s.top == -INFINITY ? 0 : s.top, log_sum = logf(vexp_sum_end(s));
+    const float top = s.top[0] == -INFINITY ? 0 : s.top[0], log_sum = logf(vexp_sum_end(s));
     lse[r] = top + log_sum;
     /* (top - x) first: it is exact when x is near the maximum, and the logarithm is then not lost in it. */
     loss[r] = labels[r] == ignore ? 0 : (top - sget(bf, x, labels[r])) + log_sum;

@@ -464,9 +464,9 @@ INLINE vf vgelu_slope(vf x) {
 /* ---- log of the sum of exponentials, in one pass ---- */
 
 /* Is x > bound in any lane? */
-INLINE bool vany_above(vf x, float bound) {
+INLINE bool vany_above(vf x, vf bound) {
 #ifdef __AVX512F__
-    return _mm512_cmp_ps_mask((__m512)x, (__m512)vset(bound), _CMP_GT_OQ) != 0;
+    return _mm512_cmp_ps_mask((__m512)x, (__m512)bound, _CMP_GT_OQ) != 0;
 #else
     vi above = x > bound;
     int32_t any = 0;
@@ -503,11 +503,11 @@ INLINE vf vexp2_neg_near(vf x) {
 enum { VEXP_BLOCK = 4 };
 typedef struct vexp_sum {
     vf sum[VEXP_BLOCK];
-    float top, shift;
+    vf top, less; /* less: -shift. In all lanes: a block of vectors then costs no copying of them */
     bool far; /* top is too large for its product with log2 e, or products are rounded: differences are taken */
 } vexp_sum;
 
-INLINE vexp_sum vexp_sum_start(void) { return (vexp_sum){.top = -INFINITY}; }
+INLINE vexp_sum vexp_sum_start(void) { return (vexp_sum){.top = vset(-INFINITY)}; }
 /* Adds n <= VEXP_BLOCK vectors; -inf adds nothing. term[] becomes what is added, which may lie in x's place. `near`:
  * terms of relative error 3e-6, for x that are bf16, whose own is 2e-3 of x. */
 INLINE vexp_sum vexp_sum_terms(vexp_sum s, const vf *x, int n, vf *term, bool near) {
@@ -523,14 +523,14 @@ INLINE vexp_sum vexp_sum_terms(vexp_sum s, const vf *x, int n, vf *term, bool ne
         const bool far = true;
 #endif
         vf less = vset(0);
-        if (far == s.far && s.top != -INFINITY) less = vexp2_neg(vset(far ? (s.top - top) * log2e : s.shift - shift));
+        if (far == s.far && s.top[0] != -INFINITY) less = vexp2_neg(far ? (s.top - top) * log2e : -s.less - shift);
 #pragma GCC unroll 4
         for (int i = 0; i < VEXP_BLOCK; i++) s.sum[i] *= less;
-        s.top = top, s.shift = far ? 0 : shift, s.far = far;
+        s.top = vset(top), s.less = vset(far ? 0 : -shift), s.far = far;
     }
     vf t[VEXP_BLOCK];
 #pragma GCC unroll 4
-    for (int i = 0; i < n; i++) t[i] = vfma(x[i], vset(log2e), vset(-s.shift));
+    for (int i = 0; i < n; i++) t[i] = vfma(x[i], vset(log2e), s.less);
     if (__builtin_expect(s.far, 0)) {
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) t[i] = (x[i] - s.top) * log2e;
@@ -545,20 +545,20 @@ INLINE vexp_sum vexp_sum_add(vexp_sum s, const vf *x, int n, bool near) {
 }
 /* What terms are to be multiplied with at the end, when they are over e^top: near 1. */
 INLINE vf vexp_sum_rest(vexp_sum s) {
-    if (s.far || s.top == -INFINITY) return vset(1);
-    return vexp2_neg(vfma(vset(s.top), vset(-1.44269504088896340736f), vset(s.shift)));
+    if (s.far || s.top[0] == -INFINITY) return vset(1);
+    return vexp2_neg(vfma(s.top, vset(-1.44269504088896340736f), -s.less));
 }
 /* 1 or more, 0 when all were -inf, NaN when one was. */
 INLINE float vexp_sum_end(vexp_sum s) {
     float total = vsum((s.sum[0] + s.sum[1]) + (s.sum[2] + s.sum[3]));
-    if (s.top == -INFINITY) return total;
+    if (s.top[0] == -INFINITY) return total;
     total *= vexp_sum_rest(s)[0];
     return total < 1 ? 1 : total;
 }
 
 /* The same with the terms kept, for numerators: each with what it was taken relative to, which a greater x behind it
  * may have changed. */
-INLINE float vexp_sum_from(vexp_sum s) { return s.far ? s.top : s.shift; }
+INLINE float vexp_sum_from(vexp_sum s) { return s.far ? s.top[0] : -s.less[0]; }
 INLINE vexp_sum vexp_sum_keep(vexp_sum s, const vf *x, int n, bool near, float *term, float *from) {
     vf t[VEXP_BLOCK];
     s = vexp_sum_terms(s, x, n, t, near);
@@ -574,7 +574,7 @@ typedef struct vexp_scale {
     vf factor;
 } vexp_scale;
 INLINE vexp_scale vexp_scale_of(vexp_sum s, float from) {
-    const float apart = s.far ? (from - s.top) * 1.44269504088896340736f : from - s.shift;
+    const float apart = s.far ? (from - s.top[0]) * 1.44269504088896340736f : from + s.less[0];
     return (vexp_scale){from, vexp2_neg(vmin(vset(0), vset(apart))) * vexp_sum_rest(s)};
 }
 INLINE vexp_scale vexp_scale_next(vexp_scale k, vexp_sum s, float from) {
