@@ -504,7 +504,7 @@ enum { VEXP_BLOCK = 4 };
 typedef struct vexp_sum {
     vf sum[VEXP_BLOCK];
     vf top, less; /* less: -shift. In all lanes: a block of vectors then costs no copying of them */
-    bool far; /* top is too large for its product with log2 e, or products are rounded: differences are taken */
+    bool far;     /* top is too large for its product with log2 e, or products are rounded: differences are taken */
 } vexp_sum;
 
 INLINE vexp_sum vexp_sum_start(void) { return (vexp_sum){.top = vset(-INFINITY)}; }
