@@ -56,7 +56,6 @@ static const char functions[] =
     "    vf d = x * 1.59576912160573072f * vfma(vset(0.134145f), x * x, vset(1.f));\n"
     "    return vfma(s * (1.f - s), d, s);\n"
     "}\n"
-    "INLINE vf k_exp_near(vf x) { return vexp2_near(x * 1.44269504088896340736f); }\n"
     "INLINE vf k_gelu_tanh_near(vf x) { /* the exponent's base is 2 */\n"
     "    return x * vrcp_near(1.f + vexp2_rough(x * vfma(x * x, vset(-0.10294324f), vset(-2.3022082f))));\n"
     "}\n"

@@ -139,15 +139,6 @@ static int softmax(gen_kernel *k, int x, int scale) {
     return gen_numerator(k, x, greatest(k, x), gen_op2(k, OP_div, scale, total));
 }
 
-/* Softmax of logits times dloss, of (logits, labels, lse, dloss). By lse where bf16 hides what is lost in it, of |lse|
- * 6e-8 in each, which saves a pass; elsewhere, and beside the loss, where they are there anyway, by the exponentials
- * and their sum. */
-static int loss_softmax(gen_kernel *k, const int *in, dtype t) {
-    if (t != DT_BF16 || k->s.data[in[2]].kind != GEN_LOAD) return softmax(k, in[0], in[3]);
-    int below = sub(k, in[0], gen_op2(k, OP_max, in[2], gen_const(k, -3e38))); /* rows of -inf: 0 */
-    return mul(k, gen_op_for(k, OP_exp, 1, &below, t), in[3]);
-}
-
 /* 1 / sqrt(mean of squares + eps) */
 static int inverse_root(gen_kernel *k, int x, const ir_node *n) {
     return gen_op1(k, OP_rsqrt, gen_op2(k, OP_add, mean(k, mul(k, x, x)), gen_const(k, ir_float(n, "eps", 0))));
@@ -219,10 +210,11 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
         nout = 2;
         break;
     }
-    case OP_xent_grad: { /* (softmax - one hot) dloss; labels were checked by the forward. Elements cost a product: the
-                          * label's is changed in its column alone. */
+    case OP_xent_grad: { /* (softmax - one hot) dloss; labels were checked by the forward. Its lse is not used: the sum
+                          * is taken again, so that it has the same bits beside the loss, where it is there anyway.
+                          * Elements cost a product: the label's is changed in its column alone. */
         int ignored = gen_op2(k, OP_eq, in[1], gen_const(k, (double)ir_int(n, "ignore", -100))), zero = gen_const(k, 0);
-        int p = gen_op3(k, OP_select, ignored, zero, loss_softmax(k, in, type[0])); /* times dloss */
+        int p = gen_op3(k, OP_select, ignored, zero, softmax(k, in[0], in[3])); /* times dloss */
         int dloss = gen_op3(k, OP_select, ignored, zero, in[3]);
         value[0] = gen_op3(k, OP_select, gen_op2(k, OP_eq, gen_index(k), in[1]), sub(k, p, dloss), p);
         break;

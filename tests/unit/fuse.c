@@ -562,8 +562,8 @@ static void cross_entropy(void **state) {
     arena_free(a);
 }
 
-/* The gradient alone, of bf16 logits: by the loss's lse, of logits about 0 and about -90, an ignored row of what is no
- * number, a row of -inf. Within half a unit of bf16 of the closed form, and what is lost in lse. */
+/* The gradient alone, of bf16 logits: about 0 and about -90, an ignored row of what is no number, a row of -inf. Within
+ * half a unit of bf16 of the closed form. */
 static void cross_entropy_gradient_bf16(void **state) {
     (void)state;
     if (!gen_compiler()) skip();
@@ -598,7 +598,6 @@ static void cross_entropy_gradient_bf16(void **state) {
     gen_member(k, OP_xent_grad, &n, 2, in, &bf16, &dx);
     vec_push(a, &k->out, ((gen_result){.type = DT_BF16, .step = GEN_UNIT, .value = dx}));
     gen_finish(k);
-    assert_int_equal(k->levels, 0); /* one pass */
     gen_fn *fn;
     if (gen_library(&k, 1, &fn) != SP_OK) fail_msg("%s", err_text());
     tensor t[5] = {logits,
