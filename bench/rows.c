@@ -3,7 +3,7 @@
  * All kernels of a training step but products, attention and exchanges, as training runs them: generated ones built
  * from the same statements that fusion builds them from (gen_member) and run by the same code (device/cpu/fused.c), the
  * others by their functions. Sizes are those of a GPT-2 small or a Llama of 160 M at some thousand tokens, and out of
- * cache.
+ * cache; arrays lie in huge pages, as a plan's arena does (exec/pages.c).
  *
  * Bytes are those that must move: operands read once and results written once. The bound of a kernel is measured in the
  * same run, in turns with it: a loop that reads as many arrays and writes as many, as many of them in place, by an OR
@@ -20,9 +20,10 @@
 #include "device/cpu/rows.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 
-enum { REPS = 9, ARRAYS = 10, MOST = 64 };
+enum { REPS = 9, ARRAYS = 10, MOST = 64, HUGE_PAGE = 2 << 20 };
 static const int64_t ROOM = (int64_t)128 << 20; /* bytes of an array */
 
 static const char *filter = "";
@@ -481,7 +482,8 @@ static void prepare(void) {
     ASSERT(ids);
     for (int i = 0; i < 1 << 15; i++) ids[i] = (int64_t)(rng_uniform(&seed) * VOCAB);
     for (int i = 0; i < ARRAYS; i++) {
-        array[i] = aligned_alloc(4096, (size_t)ROOM);
+        array[i] = aligned_alloc(HUGE_PAGE, (size_t)ROOM);
+        if (array[i]) (void)madvise(array[i], (size_t)ROOM, MADV_HUGEPAGE);
         if (!array[i]) {
             fprintf(stderr, "bench_rows: no memory for %d arrays of %lld MiB\n", ARRAYS, (long long)ROOM >> 20);
             exit(1);
