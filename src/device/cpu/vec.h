@@ -522,10 +522,10 @@ INLINE vexp_sum vexp_sum_terms(vexp_sum s, const vf *x, int n, vf *term, bool ne
 #else
         const bool far = true;
 #endif
-        vf less = vset(0);
-        if (far == s.far && s.top[0] != -INFINITY) less = vexp2_neg(far ? (s.top - top) * log2e : -s.less - shift);
+        vf factor = vset(0);
+        if (far == s.far && s.top[0] != -INFINITY) factor = vexp2_neg(far ? (s.top - top) * log2e : -s.less - shift);
 #pragma GCC unroll 4
-        for (int i = 0; i < VEXP_BLOCK; i++) s.sum[i] *= less;
+        for (int i = 0; i < VEXP_BLOCK; i++) s.sum[i] *= factor;
         s.top = vset(top), s.less = vset(far ? 0 : -shift), s.far = far;
     }
     vf t[VEXP_BLOCK];
