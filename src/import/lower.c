@@ -421,6 +421,8 @@ static sp_status user_input(lower *L, const char *name, import_info *info) {
     if (v < 0) return SP_FAIL;
     L->g->values.data[v].name = arena_strdup(L->a, name);
     lo_bind(L, name, (lo_value){.kind = LO_TENSOR, .v = v, .store = L->stores++, .maker = -1, .base = -1});
+    if (!strcmp(name, "input_ids")) L->ids = v;
+    if (!strcmp(name, "labels")) L->labels = v;
     if (!strcmp(name, "position_ids")) info->position_ids = true;
     if (!strcmp(name, "document_ids")) info->document_ids = true;
     return SP_OK;
@@ -518,6 +520,23 @@ static sp_status buffer(lower *L, const pt2_in_spec *in, wt_source *source) {
     return L->failed ? SP_FAIL : SP_OK;
 }
 
+/* Does a node need the elements of this input, not its sizes alone? */
+static bool is_read(lower *L, const char *input) {
+    const pt2_graph *pg = L->scope->pg;
+    for (int i = 0; i < pg->n_nodes; i++) {
+        bool inplace;
+        const lo_row *row = lo_find_row(L, pg->nodes[i].target, &inplace);
+        if (!L->scope->live[i] || (row && row->flags & ROW_SIZE)) continue;
+        for (int k = 0; k < pg->nodes[i].n_in; k++) {
+            const pt2_arg *a = &pg->nodes[i].in[k].arg;
+            if (a->kind == PT2_TENSOR && !strcmp(a->name, input)) return true;
+            for (int j = 0; a->kind == PT2_TENSORS && j < a->n; j++)
+                if (a->names[j] && !strcmp(a->names[j], input)) return true;
+        }
+    }
+    return false;
+}
+
 static sp_status bind_inputs(lower *L, import_info *info) {
     const pt2 *p = L->p;
     strmap *seen = strmap_new(L->a);
@@ -532,6 +551,7 @@ static sp_status bind_inputs(lower *L, import_info *info) {
         if (in->kind == PT2_IN_USER) s = user_input(L, in->value, info);
     }
     wt_close(source);
+    L->one_input = L->ids >= 0 && L->labels >= 0 && is_read(L, "input_ids") != is_read(L, "labels");
     return s;
 }
 
@@ -569,7 +589,7 @@ static void mark_used(const ir_graph *g, import_info *info) {
 }
 
 static sp_status lower_program(arena *a, const pt2 *p, ir_graph **out, import_info *info) {
-    lower L = {.a = a, .p = p, .g = ir_new(a, ziparc_root(p->zip)), .rows = strmap_new(a)};
+    lower L = {.a = a, .p = p, .g = ir_new(a, ziparc_root(p->zip)), .rows = strmap_new(a), .ids = -1, .labels = -1};
     add_rows(&L, lower_views);
     add_rows(&L, lower_math);
     add_rows(&L, lower_nn);

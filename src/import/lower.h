@@ -74,6 +74,8 @@ struct lower {
     int stores;           /* next store number */
     VEC(int) expr_size;   /* by expression of the graph: terms when written out */
     bool shift_seen;      /* a loss whose labels come through a shift */
+    ir_val ids, labels;   /* the inputs of these names; -1: none */
+    bool one_input;       /* only one of them is read: the export was given one tensor for both */
 };
 
 extern const lo_row lower_views[], lower_math[], lower_nn[], lower_index[], lower_compose[],
@@ -130,6 +132,12 @@ ir_val lo_stop_grad(lower *L, ir_val x); /* x itself when no gradient reaches it
 /* x op v for a number v of x's type. */
 ir_val lo_with_number(lower *L, ir_op op, ir_val x, double v);
 bool lo_needs_grad(lower *L, ir_val v);
+
+/* V read from INPUT (L->ids or L->labels) where it is a view of the other of the two; else V. torch.export sees one
+ * tensor object that is given as both as one input, so a program with L->one_input reads its ids by the name of the
+ * labels or the other way; by what a value is used for it is told which of the two was meant. */
+ir_val lo_from_input(lower *L, ir_val v, ir_val input);
+bool lo_depends_on(lower *L, ir_val v, ir_val input);
 
 /* Element-wise with broadcasting, operands of one type. */
 ir_val lo_binary(lower *L, ir_op op, ir_val x, ir_val y);

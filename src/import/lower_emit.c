@@ -200,3 +200,34 @@ ir_val lo_select(lower *L, ir_val c, ir_val x, ir_val y) {
     ir_val in[3] = {lo_expand(L, c, t.rank, t.dim), lo_expand(L, x, t.rank, t.dim), lo_expand(L, y, t.rank, t.dim)};
     return lo_emit(L, OP_select, in, 3, NO_ATTRS, NULL);
 }
+
+/* ---- one tensor as ids and labels ----------------------------------------------------------------------- */
+
+enum { MOST_VIEWS = 64 }; /* between an input and its use; a model has a handful */
+
+ir_val lo_from_input(lower *L, ir_val v, ir_val input) {
+    ir_val view[MOST_VIEWS];
+    int n = 0;
+    while (v >= 0 && n < MOST_VIEWS && ir_def(L->g, v)->nin == 1) {
+        view[n++] = v;
+        v = ir_def(L->g, v)->in[0];
+    }
+    if (v < 0 || v == input || (v != L->ids && v != L->labels)) return n ? view[0] : v;
+    for (v = input; n-- > 0;) {
+        const ir_node *x = ir_def(L->g, view[n]);
+        const ir_type t = *lo_type(L, view[n]);
+        v = lo_emit(L, x->op, &v, 1, x->attr, x->nattr, &t);
+    }
+    return v;
+}
+
+bool lo_depends_on(lower *L, ir_val v, ir_val input) {
+    bool *does = ARENA_ARRAY(L->a, bool, L->g->values.n);
+    for (int i = 0; i < L->g->nodes.n; i++) {
+        const ir_node *n = &L->g->nodes.data[i];
+        bool any = false;
+        for (int k = 0; k < n->nin; k++) any |= does[n->in[k]];
+        for (int k = 0; k < n->nout; k++) does[n->out[k]] = any || n->out[k] == input;
+    }
+    return v >= 0 && does[v];
+}

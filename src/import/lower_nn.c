@@ -6,6 +6,7 @@
 static void embedding(lower *L, const lo_row *row) {
     (void)row;
     ir_val w = lo_tensor(L, "weight"), ids = lo_cast(L, lo_tensor(L, "indices"), DT_I64);
+    if (L->one_input) ids = lo_from_input(L, ids, L->ids);
     int64_t pad = lo_int(L, "padding_idx", -1);
     if (lo_bool(L, "scale_grad_by_freq", false)) return lo_fail(L, "an embedding with scale_grad_by_freq");
     lo_return(L, 0,
@@ -198,6 +199,11 @@ static bool loss_arguments(lower *L, ir_val *logits, ir_val *labels) {
         lo_fail(L, "cross-entropy of logits and labels that do not fit");
     if (L->failed) return false;
     *labels = lo_cast(L, *labels, DT_I64);
+    if (L->one_input) *labels = lo_from_input(L, *labels, L->labels);
+    if (L->one_input && lo_depends_on(L, *logits, L->labels))
+        return lo_fail(L, "torch.export was given one tensor as input_ids and labels, and the model reads it in other "
+                          "places than embeddings: give it labels=input_ids.clone()"),
+               false;
     L->shift_seen |= is_shifted(L, *labels);
     if (x.rank > 2) { /* classes are dimension 1: put them last */
         int perm[IR_MAX_RANK];

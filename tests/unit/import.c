@@ -367,6 +367,51 @@ static void the_loss_is_a_quotient(void **state) {
                    NULL, "rank 1");
 }
 
+/* One tensor object given to torch.export as ids and labels is one input there, the later argument: here `labels`, or
+ * `input_ids` of a forward that takes them last. The sizes may still be those of the other. What an embedding looks up
+ * are ids, what a loss compares with are labels. */
+static void one_input_is_two(void **state) {
+    (void)state;
+#define LOOKED_UP(input)                                                                                               \
+    NODE_OUT("aten.sym_size.int", T("self", "input_ids") "," I("dim", "1"), "{'as_sym_int':{'as_name':'s1'}}")         \
+    "," NODE("aten.view.default", T("self", input) "," LIST("size", "-1"),                                             \
+             "i") "," NODE("aten.embedding.default", T("weight", "w") "," T("indices", "i"), "x")
+#define LOSS(input)                                                                                                    \
+    NODE("aten.linear.default", T("input", "x") "," T("weight", "w"), "z")                                             \
+    "," NODE("aten.view.default", T("self", input) "," LIST("size", "-1"),                                             \
+             "t") "," NODE("aten.cross_entropy_loss.default", T("self", "z") "," T("target", "t"), "loss")
+    const char *both[] = {LOOKED_UP("labels") "," LOSS("labels"), LOOKED_UP("input_ids") "," LOSS("input_ids"),
+                          LOOKED_UP("input_ids") "," LOSS("labels")};
+    for (int i = 0; i < 3; i++) {
+        write_program(both[i], NULL);
+        arena *a = arena_new();
+        ir_graph *g;
+        import_info info;
+        assert_int_equal(import_pt2(a, path, &g, &info), SP_OK);
+        int embeddings = 0, losses = 0;
+        for (int k = 0; k < g->nodes.n; k++) {
+            const ir_node *n = &g->nodes.data[k];
+            if (n->op != OP_embedding && n->op != OP_xent) continue;
+            const ir_node *from = ir_def(g, n->in[1]);
+            while (from->op == OP_reshape) from = ir_def(g, from->in[0]);
+            assert_string_equal(ir_str(from, "name"), n->op == OP_xent ? "labels" : "input_ids");
+            n->op == OP_xent ? losses++ : embeddings++;
+        }
+        assert_int_equal(embeddings, 1);
+        assert_int_equal(losses, 1);
+        import_close(&info);
+        arena_free(a);
+    }
+    /* what else it may be meant for cannot be told */
+#define MASKED(input)                                                                                                  \
+    LOOKED_UP(input)                                                                                                   \
+    "," NODE("aten.ne.Scalar", T("self", "i") "," I("other", "3"),                                                     \
+             "k") "," NODE("aten.unsqueeze.default", T("self", "k") "," I("dim", "1"),                                 \
+                           "k2") "," NODE("aten.mul.Tensor", T("self", "x") "," T("other", "k2"), "x")
+    expect_refused(MASKED("labels") "," LOSS("labels"), NULL, "labels=input_ids.clone()");
+    expect_in(MASKED("input_ids") "," LOSS("labels"), NULL, "xent(");
+}
+
 static void nonsense_is_refused(void **state) {
     (void)state;
     expect_refused(ON_X("aten.view.default", "," LIST("size", "1,1,1,1,1,1,1,1,1,-1")), NULL, "at most");
@@ -472,6 +517,7 @@ int main(void) {
         cmocka_unit_test(regions_stop_gradients),
         cmocka_unit_test(in_place_operators_become_functions),
         cmocka_unit_test(the_loss_is_a_quotient),
+        cmocka_unit_test(one_input_is_two),
         cmocka_unit_test(nonsense_is_refused),
         cmocka_unit_test(damaged_programs_never_crash),
     };
