@@ -80,6 +80,11 @@ static const char functions[] =
     "    vf w = e * vfma(y, vset(-0.39894228040143268f), vtail_near(y));\n"
     "    return vselect((vi)x < 0, w, 1.f - w);\n"
     "}\n"
+    "/* What blocks were taken relative to lies in front of what the vectors behind them were. */\n"
+    "INLINE int64_t k_kept(int64_t c, int64_t c1) {\n"
+    "    const int64_t blocks = c1 / (4 * VL);\n"
+    "    return c < blocks * 4 * VL ? c / (4 * VL) : blocks + c % (4 * VL) / VL;\n"
+    "}\n"
     "/* Fetches a piece of the next row, if that is another one. */\n"
     "INLINE void k_ahead(const void *row, int64_t apart, int64_t from, int64_t bytes) {\n"
     "    if (apart == 0) return;\n"
@@ -321,9 +326,9 @@ static int exp_sum_of(const gen_kernel *k, int i) {
     return -1;
 }
 
-/* What the terms of this block, or of a vector alone, were taken relative to: the blocks' lie in front of the rest's.
- */
-static const char *kept_from(int u) { return u == GEN_ALONE ? "c1 / (4 * VL) + c % (4 * VL) / VL" : "c / (4 * VL)"; }
+/* Where it lies what the terms of this block, or of a vector alone, were taken relative to. A vector alone may be one
+ * of a block: of the element that is picked. */
+static const char *kept_from(int u) { return u == GEN_ALONE ? "k_kept(c, c1)" : "c / (4 * VL)"; }
 
 static void exp_sum(const gen_kernel *k, int i, int u, buf *out) {
     const int x = k->s.data[i].arg[0], n = u == GEN_ALONE ? 1 : BLOCK;

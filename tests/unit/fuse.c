@@ -562,6 +562,51 @@ static void cross_entropy(void **state) {
     arena_free(a);
 }
 
+/* The cross-entropy of a softmax's results, in one kernel: the label's element is a term that the sum kept, in
+ * whichever block the label is, with the greatest of the row behind it. Against the closed form. */
+static void cross_entropy_of_softmax(void **state) {
+    (void)state;
+    if (!gen_compiler()) skip();
+    static float logits[TOKENS * CLASSES], loss[TOKENS];
+    int64_t labels[TOKENS] = {63, CLASSES - 1, 970, 517, 16};
+    uint64_t seed = 9;
+    for (int i = 0; i < TOKENS * CLASSES; i++) logits[i] = (float)rng_normal(&seed);
+    for (int r = 0; r < TOKENS; r++) {
+        logits[r * CLASSES + labels[r]] = 8;
+        logits[r * CLASSES + CLASSES - 20] = 9;
+    }
+    arena *a = arena_new();
+    gen_kernel *k = gen_new(a);
+    const ir_node plain = {0};
+    const dtype f32[2] = {DT_F32, DT_F32};
+    vec_push(a, &k->in, ((gen_operand){.type = DT_F32, .step = GEN_UNIT}));
+    vec_push(a, &k->in, ((gen_operand){.type = DT_I64, .step = GEN_STILL}));
+    int in[2] = {gen_load(k, 0), gen_load(k, 1)}, value[2];
+    gen_member(k, OP_softmax, &plain, 2, in, f32, &in[0]);
+    gen_member(k, OP_xent, &plain, 2, in, f32, value);
+    gives(a, k, value[0], GEN_STILL);
+    gen_finish(k);
+    gen_fn *fn;
+    if (gen_library(&k, 1, &fn) != SP_OK) fail_msg("%s", err_text());
+    tensor t[3] = {{.data = logits, .type = DT_F32, .stride = {CLASSES, 1}},
+                   {.data = labels, .type = DT_I64, .stride = {1}},
+                   {.data = loss, .type = DT_F32, .stride = {1}}};
+    for (int i = 0; i < 3; i++) t[i].rank = 2, t[i].dim[0] = TOKENS, t[i].dim[1] = CLASSES;
+    dev_call c = {.op = OP_fused, .kernel = k, .code = fn, .nin = 2, .nout = 1, .in = t, .out = t + 2, .threads = 2};
+    c.work = aligned_alloc(64, (size_t)round_up(device_cpu.workspace(&c) + 64, 64));
+    assert_int_equal(device_cpu.table[OP_fused](&c), SP_OK);
+    free(c.work);
+    for (int r = 0; r < TOKENS; r++) {
+        const float *x = logits + r * CLASSES;
+        double total = 0, sum = 0;
+        for (int j = 0; j < CLASSES; j++) total += exp((double)x[j]);
+        for (int j = 0; j < CLASSES; j++) sum += exp(exp((double)x[j]) / total);
+        const double want = log(sum) - exp((double)x[labels[r]]) / total;
+        if (!(fabs((double)loss[r] - want) <= 2e-6)) fail_msg("row %d: %g, not %g", r, (double)loss[r], want);
+    }
+    arena_free(a);
+}
+
 /* The gradient alone, of bf16 logits: about 0 and about -90, an ignored row of what is no number, a row of -inf. Within
  * half a unit of bf16 of the closed form. */
 static void cross_entropy_gradient_bf16(void **state) {
@@ -726,6 +771,7 @@ int main(void) {
         cmocka_unit_test(softmax_rows),
         cmocka_unit_test(cross_entropy),
         cmocka_unit_test(cross_entropy_gradient_bf16),
+        cmocka_unit_test(cross_entropy_of_softmax),
         cmocka_unit_test(adamw),
         cmocka_unit_test(grouping_keeps_bits),
         cmocka_unit_test(near_results),
