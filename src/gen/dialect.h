@@ -5,8 +5,9 @@
  * element (a GPU's). Then it needs no loop over columns in open_columns, and reductions meet in shared memory.
  *
  * A pass is written twice where a dialect has blocks: for `block` vectors at a time, whose chains of instructions then
- * overlap, and for what is left of the row, one at a time. In a block the value of vector u is v<i>_<u>; every
- * statement is written for all of them, then the next one, stores last.
+ * overlap, and for what is left of the row, one at a time; kernels on half rows, which reduce nothing, have pairs in
+ * between. In a block the value of vector u is v<i>_<u>; every statement is written for all of them, then the next one,
+ * stores last.
  */
 #ifndef AUTOSP_GEN_DIALECT_H
 #define AUTOSP_GEN_DIALECT_H
@@ -22,9 +23,9 @@ typedef struct gen_dialect {
     void (*open)(const gen_kernel *k, buf *out);
     void (*close)(const gen_kernel *k, buf *out);
     int block; /* how many vectors; 0: no blocks */
-    /* Around what is done for each column of a row; in_block: for the columns that are whole blocks, which come first.
-     */
-    void (*open_columns)(const gen_kernel *k, int pass, bool in_block, buf *out);
+    /* Around what is done for each column of a row: for the columns that are whole blocks of that many vectors, which
+     * come first, then for pairs (2), then for those left (0). */
+    void (*open_columns)(const gen_kernel *k, int pass, int block, buf *out);
     void (*close_columns)(buf *out);
     /* v<i> = operand arg[0]; arg[0] as `type` would hold it; the column's number; a number, the row's length, or text
      * of expr.def with v<j> in it. Rows' values are outside the columns and ALONE. */

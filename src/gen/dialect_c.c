@@ -3,6 +3,7 @@
  * A value is a vector of columns (vf of device/cpu/vec.h, whose text stands in front of the kernels: one source of all
  * polynomials). Columns go in blocks of four vectors: the long chains of an exponential then run side by side, where
  * the processor's window holds too little of one after the other; and neighbours are read and written as pairs (bf16).
+ * Half a head of 64 is two vectors of 16, so kernels on half rows take pairs too.
  * A kernel with several passes fetches rows ahead; of f32 only beside terms that are kept: elsewhere the processor's
  * own fetching is early enough and this came in its way. Where there are two passes each fetches a half of the row
  * after the next, so that memory is busy in both; else the first fetches the next row.
@@ -191,15 +192,14 @@ static void close(const gen_kernel *k, buf *out) {
     buf_printf(out, "        }\n    }\n}\n");
 }
 
-static void open_columns(const gen_kernel *k, int pass, bool in_block, buf *out) {
-    if (!in_block) {
+static void open_columns(const gen_kernel *k, int pass, int block, buf *out) {
+    if (block == 0) {
         buf_printf(out, "        for (; c < c1; c += VL) {\n            const int64_t left = c1 - c;\n");
         return;
     }
-    buf_printf(out,
-               "        c = c0;\n"
-               "        for (; c + %d * VL <= c1; c += %d * VL) {\n",
-               BLOCK, BLOCK);
+    if (block == BLOCK) buf_printf(out, "        c = c0;\n");
+    buf_printf(out, "        for (; c + %d * VL <= c1; c += %d * VL) {\n", block, block);
+    if (block != BLOCK) return;
     const bool shared = k->levels == 1 && gen_walks(k, 1) && !k->terms; /* by both passes, else by the first alone */
     if (k->levels == 0 || (pass > 0 && !shared)) return;
     for (int i = 0; i < k->in.n; i++) {

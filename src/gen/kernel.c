@@ -210,6 +210,7 @@ void gen_pick_needs(const gen_kernel *k, int pick, bool *needed) {
 void gen_print(const gen_kernel *k, buf *out) {
     static const char *const step[] = {"", " still", " strided"};
     static const char *const store[] = {"store", "add", "columns", "columns+"};
+    if (k->halves) buf_printf(out, "  halves\n");
     for (int i = 0; i < k->s.n; i++) {
         const gen_stmt *s = &k->s.data[i];
         buf_printf(out, "  %%%d = %s", i, s->kind == GEN_OP ? op_table[s->op].name : kind_name[s->kind]);

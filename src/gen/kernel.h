@@ -102,6 +102,7 @@ typedef struct gen_kernel {
     bool labels;      /* an operand is labels, to be checked */
     int terms;        /* how many sums of exponentials keep their terms, in scratch: gen_terms_floats each */
     bool whole_rows;  /* a row may not be cut: it is reduced */
+    bool halves;      /* its columns are those of half a row (gen_halves): few */
     uint64_t hash;    /* of its text: equal kernels are compiled once */
     const char *name; /* the ops in it, for people: add+rmsnorm */
 } gen_kernel;

@@ -232,6 +232,7 @@ void gen_member(gen_kernel *k, ir_op op, const ir_node *n, int rank, const int *
 
 void gen_halves_member(gen_kernel *k, const ir_node *n, int in[2][3], dtype type, int *value) {
     const bool transpose = ir_int(n, "transpose", 0) != 0;
+    k->halves = true;
     for (int h = 0; h < 2; h++) { /* x cos + (-x1 sin0, x0 sin1); transposed: x cos + (x1 sin1, -x0 sin0) */
         int straight = mul(k, in[h][0], in[h][1]), across = mul(k, in[!h][0], in[transpose ? !h : h][2]);
         value[h] = gen_op2(k, (h == 1) != transpose ? OP_add : OP_sub, straight, across);

@@ -97,10 +97,10 @@ static void pick(const gen_dialect *d, const gen_kernel *k, int i, bool *needed,
     d->pick_close(k, i, out);
 }
 
-/* The columns of a pass, a block of vectors at a time or what is left of the row. */
-static void columns_of(const gen_dialect *d, const gen_kernel *k, int p, bool in_block, const bool *needed, buf *out) {
-    const int from = in_block ? 0 : GEN_ALONE, to = in_block ? d->block : GEN_ALONE + 1;
-    d->open_columns(k, p, in_block, out);
+/* The columns of a pass, a block of vectors at a time or (0) what is left of the row. */
+static void columns_of(const gen_dialect *d, const gen_kernel *k, int p, int block, const bool *needed, buf *out) {
+    const int from = block ? 0 : GEN_ALONE, to = block ? block : GEN_ALONE + 1;
+    d->open_columns(k, p, block, out);
     for (int i = 0; i < k->s.n; i++)
         for (int u = from; u < to && needed[i]; u++)
             if (p > 0 && k->s.data[i].kept)
@@ -126,8 +126,9 @@ static void pass(const gen_dialect *d, const gen_kernel *k, int p, bool *needed,
     for (int i = 0; i < k->s.n; i++)
         if (reduces(&k->s.data[i], p + 1)) d->reduce_open(k, i, out);
     gen_pass_needs(k, p, needed);
-    if (d->block) columns_of(d, k, p, true, needed, out);
-    columns_of(d, k, p, false, needed, out);
+    if (d->block) columns_of(d, k, p, d->block, needed, out);
+    if (d->block > 2 && k->halves && k->levels == 0) columns_of(d, k, p, 2, needed, out);
+    columns_of(d, k, p, 0, needed, out);
     for (int i = 0; i < k->s.n; i++)
         if (reduces(&k->s.data[i], p + 1)) d->reduce_close(k, i, out);
 }

@@ -183,6 +183,7 @@ static sample random_sample(arena *a, uint64_t *seed, bool bf16) {
         if (columns) s.out[i].stride[s.outer] = 1;
         vec_push(a, &s.k->out, r);
     }
+    s.k->halves = pick(seed, 2); /* pairs of vectors behind the blocks, where nothing is reduced */
     gen_finish(s.k);
     return s;
 }
