@@ -420,10 +420,13 @@ static void pick_close(const gen_kernel *k, int i, buf *out) {
     buf_printf(out, "            v%d = vset(v%d[hit - c]);\n        }\n", i, k->s.data[i].arg[0]);
 }
 
-/* The value to store: what it was before it was rounded to the type that the store rounds it to anyway. */
-static int unrounded(const gen_kernel *k, const gen_result *r) {
+/* The value that result i stores: what it was before it was rounded to the type that the store rounds it to anyway. Of
+ * what another result keeps for later passes there is only the rounded one. */
+static int unrounded(const gen_kernel *k, int i) {
+    const gen_result *r = &k->out.data[i];
     const gen_stmt *s = &k->s.data[r->value];
-    return r->store == GEN_STORE && s->kind == GEN_ROUND && s->type == r->type ? s->arg[0] : r->value;
+    const bool there = !s->kept || gen_stored_first(k, i);
+    return there && r->store == GEN_STORE && s->kind == GEN_ROUND && s->type == r->type ? s->arg[0] : r->value;
 }
 
 static void store_pair(const gen_kernel *k, int i, int x, int u, buf *out) {
@@ -445,7 +448,7 @@ static void store_pair(const gen_kernel *k, int i, int x, int u, buf *out) {
 
 static void store(const gen_kernel *k, int i, int u, buf *out) {
     const gen_result *r = &k->out.data[i];
-    const int x = unrounded(k, r), t = k->in.n + i;
+    const int x = unrounded(k, i), t = k->in.n + i;
     const char *bf = is_bf16(r->type);
     const bool adds = r->store == GEN_ADD;
     buf v = {0};

@@ -413,6 +413,48 @@ static void sums_are_kept(void **state) {
     }
 }
 
+/* A sum of bf16 that is kept, stored a second time by the last pass, and added to the row's own sum. */
+static void sums_are_stored_twice(void **state) {
+    (void)state;
+    enum { WIDTH = 199, HEIGHT = 3, SIZE = WIDTH * HEIGHT };
+    if (!gen_compiler()) skip();
+    static uint16_t words[2][5][SIZE];
+    arena *a = arena_new();
+    gen_kernel *k = gen_new(a);
+    tensor t[2][5];
+    uint64_t seed = 6;
+    for (int by = 0; by < 2; by++)
+        for (int i = 0; i < 5; i++) {
+            t[by][i] = (tensor){
+                .data = words[by][i], .type = DT_BF16, .rank = 2, .dim = {HEIGHT, WIDTH}, .stride = {WIDTH, 1}};
+            for (int j = 0; j < SIZE && i < 2 && !by; j++) ref_set(&t[0][i], j, rng_normal(&seed));
+            if (i < 2) t[by][i].data = words[0][i];
+        }
+    for (int i = 0; i < 2; i++) vec_push(a, &k->in, ((gen_operand){.type = DT_BF16, .step = GEN_UNIT}));
+    const int sum = gen_round(k, gen_op2(k, OP_add, gen_load(k, 0), gen_load(k, 1)), DT_BF16);
+    const int both = gen_round(k, gen_op2(k, OP_add, sum, gen_reduce(k, GEN_SUM, sum)), DT_BF16);
+    for (int i = 0; i < 3; i++)
+        vec_push(a, &k->out, ((gen_result){.type = DT_BF16, .step = GEN_UNIT, .value = i < 2 ? sum : both}));
+    gen_finish(k);
+    assert_true(gen_stored_first(k, 0) != gen_stored_first(k, 1));
+    gen_fn *fn;
+    if (gen_library(&k, 1, &fn) != SP_OK) fail_msg("%s", err_text());
+    for (int by = 0; by < 2; by++) {
+        dev_call c = {.op = OP_fused, .kernel = k, .nin = 2, .nout = 3, .in = t[by], .out = t[by] + 2};
+        if (!by) c.code = fn;
+        const device *d = by ? &device_ref : &device_cpu;
+        assert_int_equal(d->prepare(&c), SP_OK);
+        assert_int_equal(d->table[OP_fused](&c), SP_OK);
+        d->release(&c);
+    }
+    assert_memory_equal(words[0][2], words[1][2], sizeof words[0][2]);
+    assert_memory_equal(words[0][3], words[1][3], sizeof words[0][3]);
+    for (int j = 0; j < SIZE; j++)
+        assert_true(fabs(ref_get(&t[0][4], j) - ref_get(&t[1][4], j)) <= 0x1p-7 * fabs(ref_get(&t[1][4], j)));
+    assert_true(ref_get(&t[0][2], 0) != 0);
+    arena_free(a);
+}
+
 /* One kernel: operand 0 (and 1) of ROWS x COLS in, the values out. */
 static gen_kernel *kernel_of(arena *a, int nin) {
     gen_kernel *k = gen_new(a);
@@ -777,6 +819,7 @@ int main(void) {
         cmocka_unit_test(grouping_keeps_bits),
         cmocka_unit_test(near_results),
         cmocka_unit_test(sums_are_kept),
+        cmocka_unit_test(sums_are_stored_twice),
         cmocka_unit_test(plans),
         cmocka_unit_test(random_f32),
         cmocka_unit_test(random_bf16),
