@@ -405,6 +405,28 @@ static void store_result(builder *b, const ir_node *n, ir_val v) {
     add_copy(b, n, from, to);
 }
 
+/* Operand i of n, which does not take it as it lies. Where a dense one would not do either - a product contracts
+ * dimensions with a free one between them, (e, f) of (e, d, f) - the copy's dimensions lie batch, free, contracted. */
+static plan_tensor materialize_operand(builder *b, const ir_node *n, int i, plan_tensor src) {
+    plan_tensor dense = materialize(b, n, src);
+    if (takes(n, i, &dense.t)) return dense;
+    ASSERT(n->op == OP_dot);
+    const ir_dim *c, *bt;
+    int nc = ir_dims(n, i ? "rc" : "lc", &c), nb = ir_dims(n, i ? "rb" : "lb", &bt), order[IR_MAX_RANK], k = 0;
+    tensor *t = &b->code->data[b->code->n - 1].out[0].t; /* where the copy writes */
+    for (int j = 0; j < nb; j++) order[k++] = (int)bt[j];
+    for (int d = 0; d < t->rank; d++)
+        if (!listed(c, nc, d) && !listed(bt, nb, d)) order[k++] = d;
+    for (int j = 0; j < nc; j++) order[k++] = (int)c[j];
+    int64_t stride = 1;
+    for (int j = k - 1; j >= 0; j--) {
+        t->stride[order[j]] = stride;
+        stride *= t->dim[order[j]];
+    }
+    dense.t = *t;
+    return dense;
+}
+
 static sp_status lower_node(builder *b, const ir_node *n, const int *user, bool *done) {
     plan *p = b->p;
     int flags = op_table[n->op].flags;
@@ -423,12 +445,8 @@ static sp_status lower_node(builder *b, const ir_node *n, const int *user, bool 
     for (int i = 0; i < n->nin; i++) {
         in[i] = b->at[n->in[i]];
         ASSERT(in[i].buf >= 0);
-        if (!takes(n, i, &in[i].t)) {
-            in[i] = materialize(b, n, in[i]);
-            if (n->op == OP_dot && !takes(n, i, &in[i].t)) { /* contracted dimensions in the middle: reorder */
-                FAIL("dot: operand %d has its contracted dimensions spread out; this product is not supported", i);
-            }
-        }
+        if (!takes(n, i, &in[i].t)) in[i] = materialize_operand(b, n, i, in[i]);
+        ASSERT(takes(n, i, &in[i].t));
     }
     plan_instr *i = add_instr(b, n->op, n, n->nin, n->nout);
     memcpy(i->in, in, sizeof *in * (size_t)n->nin);

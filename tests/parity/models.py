@@ -511,6 +511,60 @@ class OtherLoss(NanoGPT):
         return loss
 
 
+class MultiToken(NanoGPT):
+    """Multi-token prediction: the second and the third next token too, each through a layer of its own and the same head."""
+
+    def __init__(self, d=32):
+        super().__init__(d)
+        self.further = nn.ModuleList(nn.Linear(d, d) for _ in range(2))
+
+    def forward(self, input_ids, labels):
+        x = self.wte(input_ids) + self.wpe(torch.arange(input_ids.shape[1]))
+        for block in self.h:
+            x = block(x)
+        loss = cross_entropy(self.lm_head(self.ln_f(x))[:, :-1], labels[:, 1:])
+        for ahead, layer in enumerate(self.further, 2):
+            logits = self.lm_head(self.ln_f(x + layer(x)))
+            loss = loss + 0.3 * cross_entropy(logits[:, :-ahead], labels[:, ahead:])
+        return loss
+
+
+class Experts(NanoGPT):
+    """A dense mixture: every expert on every token, weighted by the softmax of a router; weights of all in one parameter."""
+
+    class Mixture(nn.Module):
+        def __init__(self, d, experts=3, width=40):
+            super().__init__()
+            self.router = nn.Linear(d, experts, bias=False)
+            self.up, self.down = nn.Parameter(torch.empty(experts, d, width)), nn.Parameter(torch.empty(experts, width, d))
+
+        def forward(self, x):
+            hidden = F.silu(torch.einsum("btd,edf->btef", x, self.up))
+            return torch.einsum("btef,efd,bte->btd", hidden, self.down, self.router(x).softmax(-1))
+
+    def __init__(self, d=32):
+        super().__init__(d)
+        for block in self.h:
+            block.mlp = self.Mixture(d)
+
+
+class TokenShift(NanoGPT):
+    """Every token is mixed with the one before it: by joining (ids, embeddings) and by padding (a layer's input, as RWKV
+    does)."""
+
+    def __init__(self, d=32):
+        super().__init__(d)
+        self.mix = nn.Parameter(torch.full((d,), 0.5))
+
+    def forward(self, input_ids, labels):
+        x = self.wte(torch.cat([torch.zeros_like(input_ids[:, :1]), input_ids[:, :-1]], 1)) + self.wte(input_ids)
+        x = x + self.wpe(torch.arange(x.shape[1]))
+        x = x + 0.5 * torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+        for block in self.h:
+            x = block(torch.lerp(x, F.pad(x[:, :-1], (0, 0, 1, 0)), self.mix))
+        return cross_entropy(self.lm_head(self.ln_f(x)), labels)
+
+
 class Prefix(Masked):
     """Prefix LM: every row brings how many of its tokens all others may see."""
 
@@ -634,6 +688,9 @@ PLAIN = {
     "label-smoothing": lambda: Case(OtherLoss(smoothing=0.1), max_seq=127),
     "class-weights": lambda: Case(OtherLoss(smoothing=0.2, weights=True), max_seq=127),
     "z-loss": lambda: Case(OtherLoss(z=1e-2), max_seq=127),
+    "multi-token": lambda: Case(MultiToken(), labels="same", max_seq=127),
+    "token-shift": lambda: Case(TokenShift(), max_seq=127),
+    "experts": lambda: Case(Experts(), max_seq=127),
     "relative-bias": lambda: Case(RelativeBias(), max_seq=127),
     "learned-alibi": lambda: Case(RelativeBias(learned_slopes=True), max_seq=127),
     "data-mask": lambda: Case(DataMask(None), max_seq=127),

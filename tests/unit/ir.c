@@ -17,6 +17,10 @@ static void dims_are_canonical(void **state) {
     assert_true(dim_sub(g, dim_mul(g, S, 2), S) == S);
     assert_true(dim_sub(g, S, S) == 0);
     assert_true(dim_max(g, dim_add(g, S, 1), S) == dim_add(g, S, 1));
+    ir_dim first = dim_min(g, S, 2), rest = dim_max(g, dim_sub(g, S, 2), 0); /* x[:, 2:] and x[:, :-2] */
+    assert_true(dim_sub(g, S, first) == rest);
+    assert_true(dim_add(g, dim_mul(g, first, dim_const(g, -1)), S) == rest);
+    assert_true(dim_sub(g, first, S) != rest);
     int64_t v;
     assert_true(dim_value(g, dim_mod(g, dim_const(g, -7), 3), &v));
     assert_int_equal(v, 2);
