@@ -71,22 +71,29 @@ static void split_product(const ir_graph *g, ir_dim d, ir_dim *base, int64_t *c)
     if (e->kind == DIM_MUL && dim_value(g, e->b, c)) *base = e->a;
 }
 
-/* a - min(a, y) = max(a - y, 0), if that is what a + b is: what is left of `a` behind its first y, as [y:] and [:-y] write it. */
-static bool behind_min(ir_graph *g, ir_dim a, ir_dim b, ir_dim *out) {
+/* What [y:] and [:-y] leave, and what they and [:y] are together, if that is what a + b is:
+ *     a - min(a, y) = max(a - y, 0)          min(a, y) + max(a - y, 0) = a */
+static bool cut_off(ir_graph *g, ir_dim a, ir_dim b, ir_dim *out) {
     ir_dim m;
     int64_t c;
     split_product(g, b, &m, &c);
-    if (c != -1 || m >= 0) return false;
+    if (m >= 0 || (c != -1 && c != 1)) return false;
     dim_expr e = *expr_of(g, m);
-    if (e.kind != DIM_MIN || (e.a != a && e.b != a)) return false;
-    *out = dim_max(g, dim_sub(g, a, e.a == a ? e.b : e.a), 0);
-    return true;
+    if (e.kind != DIM_MIN) return false;
+    for (int i = 0; i < 2; i++) {
+        ir_dim x = i ? e.b : e.a, y = i ? e.a : e.b, rest = dim_max(g, dim_sub(g, x, y), 0);
+        if (a == (c < 0 ? x : rest)) {
+            *out = c < 0 ? rest : x;
+            return true;
+        }
+    }
+    return false;
 }
 
 ir_dim dim_add(ir_graph *g, ir_dim a, ir_dim b) {
     ir_dim x, y;
     int64_t cx, cy;
-    if (behind_min(g, a, b, &x) || behind_min(g, b, a, &x)) return x;
+    if (cut_off(g, a, b, &x) || cut_off(g, b, a, &x)) return x;
     split_sum(g, a, &x, &cx);
     split_sum(g, b, &y, &cy);
     int64_t c, sum;

@@ -6,9 +6,10 @@
  * S is replaced by the next multiple of the sequence axis, so that every later pass sees even cuts; a little further
  * when a rank's rows are otherwise a number that tiles cannot divide (pass_tile_padding). The padding rows are inert:
  * the runtime gives them token 0 and the ignored label, positions made here become 0 where a table is read, `xent`
- * gives those no loss, and attention (`kv_valid`) and softmax hide keys past the user's S. Where a graph would let
- * padding into a number - a sum over the sequence that is not masked by labels - the length is refused by name rather
- * than computed wrongly.
+ * gives those no loss, and attention (`kv_valid`) and softmax hide keys past the user's S. A dimension's real rows
+ * come first: a slice begins where it does at the user's S (x[:, -1:] is the last real row), and what a pad or a
+ * concat puts behind the last real row is put there. Where a graph would let padding into a number - a sum over the
+ * sequence that is not masked by labels - the length is refused by name rather than computed wrongly.
  *
  * Requires: an imported or parsed graph. Keeps: node order. After it no size is symbolic.
  */
@@ -132,6 +133,8 @@ static sp_status check_padding(const ir_graph *g, const ir_node *n, int64_t seq,
             crosses |= mentions_seq(g, n->in[0], (int)dims[i]) && !zero_past_end(g, n->in[0], (int)dims[i]) &&
                        !zero_past_end(g, n->in[1], (int)rc[i]);
     }
+    if (n->op == OP_layernorm || n->op == OP_rmsnorm)
+        crosses = mentions_seq(g, n->in[0], ir_typeof(g, n->in[0])->rank - 1);
     CHECK(!crosses,
           "a sequence of %lld must be padded for %d ranks, but %s%s%s reduces over the sequence where padding would "
           "count; take a multiple of %d",
@@ -173,13 +176,98 @@ static ir_val inert_ids(ir_graph *h, const ir_graph *g, ir_val old, ir_val ids, 
     return ids;
 }
 
-/* x whose elements past the user's S along `dim` are -inf: softmax makes them 0. */
-static ir_val hide_padding(ir_graph *h, ir_val x, int dim, int64_t valid) {
+/* Is the index along `dim` less than `end`? As x's shape. */
+static ir_val before_row(ir_graph *h, ir_val x, int dim, int64_t end) {
     ir_type t = *ir_typeof(h, x);
     t.t = DT_I64;
     ir_val row = ir_op0(h, OP_iota, &t, ATTRS(A_I("dim", dim), A_I("seq", 1)));
-    ir_val real = ir_op2(h, OP_lt, row, ir_fill_like(h, row, (double)valid), NO_ATTRS);
-    return ir_op3(h, OP_select, real, x, ir_fill_like(h, x, -INFINITY), NO_ATTRS);
+    return ir_op2(h, OP_lt, row, ir_fill_like(h, row, (double)end), NO_ATTRS);
+}
+
+/* x whose elements past the `valid` first along `dim` are -inf: softmax makes them 0. */
+static ir_val hide_padding(ir_graph *h, ir_val x, int dim, int64_t valid) {
+    return ir_op3(h, OP_select, before_row(h, x, dim, valid), x, ir_fill_like(h, x, -INFINITY), NO_ATTRS);
+}
+
+/* ---- rows that move: what is cut off the sequence or joined to it ---- */
+
+static sp_status real_extent(const ir_graph *g, ir_val v, int dim, env *real, int64_t *out) {
+    return dim_eval(g, ir_typeof(g, v)->dim[dim], lookup, real, out);
+}
+
+/* The rows of v along `dim`, of which n cuts or joins some: the real ones must come first. They do not where S was
+ * folded into other dimensions, (B, S) as B*S. */
+static sp_status real_rows(const ir_graph *g, const ir_node *n, ir_val v, int dim, env *real, env *padded,
+                           int64_t *rows) {
+    int64_t all;
+    TRY(real_extent(g, v, dim, real, rows));
+    TRY(real_extent(g, v, dim, padded, &all));
+    CHECK(all - *rows <= padded->seq - real->seq,
+          "a sequence of %lld must be padded to %lld, but %s%s%s cuts or joins rows of several sequences; take a "
+          "multiple of the ranks, or keep the batch a dimension of its own",
+          (long long)real->seq, (long long)padded->seq, op_table[n->op].name, n->src ? " at " : "",
+          n->src ? n->src : "");
+    return SP_OK;
+}
+
+/* slice(x): begins where it does at the user's S. What it then takes past the end of x is padding: zeros. */
+static sp_status slice_real(ir_graph *h, const ir_graph *g, const ir_node *n, ir_val x, int64_t len, env *real,
+                            env *padded, ir_val *out) {
+    const ir_dim *range;
+    int dim = (int)ir_int(n, "dim", 0);
+    int64_t step = ir_int(n, "step", 1), start, rows, all = ir_typeof(h, x)->dim[dim];
+    ir_dims(n, "range", &range);
+    TRY(dim_eval(g, range[0], lookup, real, &start));
+    TRY(real_rows(g, n, n->in[0], dim, real, padded, &rows));
+    CHECK(start >= 0 && start <= rows, "slice%s%s: it begins at %lld of %lld rows", n->src ? " at " : "",
+          n->src ? n->src : "", (long long)start, (long long)rows);
+    int64_t fits = min64(len, (all - start + step - 1) / step);
+    *out = ir_slice(h, x, dim, start, start + (fits ? (fits - 1) * step + 1 : 0), step);
+    if (fits < len)
+        *out = ir_op1(h, OP_pad, *out, ATTRS(A_I("dim", dim), A_I("lo", 0), A_I("hi", len - fits), A_F("value", 0)));
+    return SP_OK;
+}
+
+/* pad(x) and concat(..., x, t, ...), as y: what comes behind x along the sequence lies behind x's padding. It is put
+ * behind the real rows as well, over that padding. */
+static sp_status join_real(ir_graph *h, const ir_graph *g, const ir_node *n, const ir_val *in, env *real, env *padded,
+                           ir_val *y) {
+    int dim = (int)ir_int(n, "dim", 0), x = -1;
+    int64_t end = ir_int(n, "lo", 0), more = ir_int(n, "hi", 0), rows;
+    bool ignored = n->op == OP_pad && ir_float(n, "value", 0) == -100; /* as the runtime pads labels */
+    for (int i = 0; i < n->nin; i++) {
+        int64_t part = ir_typeof(h, in[i])->dim[dim];
+        TRY(real_extent(g, n->in[i], dim, real, &rows));
+        if (rows == part) { /* the same at the user's S */
+            *(x < 0 ? &end : &more) += part;
+            if (x >= 0) ignored = is_fill(g, n->in[i], -100);
+            continue;
+        }
+        CHECK(x < 0,
+              "a sequence of %lld must be padded to %lld, but %s%s%s joins values along the sequence; take a multiple "
+              "of the ranks",
+              (long long)real->seq, (long long)padded->seq, op_table[n->op].name, n->src ? " at " : "",
+              n->src ? n->src : "");
+        x = i;
+    }
+    if (x < 0) return SP_OK;
+    TRY(real_rows(g, n, n->in[x], dim, real, padded, &rows));
+    if (more == 0 || (ignored && is_labels(g, n->in[x], -100))) return SP_OK;
+    end += rows;
+    ir_val tail;
+    if (n->op == OP_pad) {
+        tail = ir_fill_like(h, *y, ir_float(n, "value", 0));
+    } else {
+        int64_t all = ir_typeof(h, *y)->dim[dim];
+        tail = in[x + 1];
+        if (n->nin - x > 2)
+            TRY(ir_emit(h, OP_concat, in + x + 1, n->nin - x - 1, n->attr, n->nattr, NULL, NULL, &tail));
+        tail = ir_op1(h, OP_pad, tail,
+                      ATTRS(A_I("dim", dim), A_I("lo", end), A_I("hi", all - end - more), A_F("value", 0)));
+    }
+    ir_val behind = ir_op3(h, OP_select, before_row(h, *y, dim, end + more), tail, *y, NO_ATTRS);
+    *y = ir_op3(h, OP_select, before_row(h, *y, dim, end), *y, behind, NO_ATTRS);
+    return SP_OK;
 }
 
 static sp_status bind_to(const ir_graph *g, const pass_options *o, int64_t seq, ir_graph **out) {
@@ -224,13 +312,25 @@ static sp_status bind_to(const ir_graph *g, const pass_options *o, int64_t seq, 
         if (op == OP_embedding) TRY(check_positions(g, n, o->seq));
         if (pads && op == OP_embedding && from_iota(g, n->in[1])) ins[1] = inert_ids(h, g, n->in[1], ins[1], o->seq);
         int dim = (int)ir_int(n, "dim", 0);
-        if (pads && op == OP_softmax && mentions_seq(g, n->in[0], dim)) ins[0] = hide_padding(h, ins[0], dim, o->seq);
-        TRY_NOTE(
-            ir_emit_region(h, op, ins, n->nin, attr, nattr, n->nout ? types : NULL, n->nout, NULL, n->region, &first),
-            "at B=%lld, S=%lld%s%s", (long long)o->batch, (long long)o->seq, n->src ? ", " : "", n->src ? n->src : "");
+        int64_t valid;
+        if (pads && op == OP_softmax && mentions_seq(g, n->in[0], dim)) {
+            TRY(real_extent(g, n->in[0], dim, &real, &valid));
+            ins[0] = hide_padding(h, ins[0], dim, valid);
+        }
+        int nodes = h->nodes.n;
+        if (pads && op == OP_slice)
+            TRY(slice_real(h, g, n, ins[0], types[0].dim[dim], &real, &padded, &first));
+        else
+            TRY_NOTE(ir_emit_region(h, op, ins, n->nin, attr, nattr, n->nout ? types : NULL, n->nout, NULL, n->region,
+                                    &first),
+                     "at B=%lld, S=%lld%s%s", (long long)o->batch, (long long)o->seq, n->src ? ", " : "",
+                     n->src ? n->src : "");
+        if (pads && (op == OP_pad || op == OP_concat)) TRY(join_real(h, g, n, ins, &real, &padded, &first));
+        for (int k = nodes; k < h->nodes.n; k++) {
+            h->nodes.data[k].src = n->src;
+            h->nodes.data[k].tag = n->tag;
+        }
         ir_node *made = &h->nodes.data[h->nodes.n - 1];
-        made->src = n->src;
-        made->tag = n->tag;
         for (int k = 0; k < n->nout; k++) {
             map[n->out[k]] = first + k;
             h->values.data[first + k].name = g->values.data[n->out[k]].name;
@@ -246,7 +346,10 @@ static sp_status bind_to(const ir_graph *g, const pass_options *o, int64_t seq, 
             ir_set_attr(h, made, A_I("padded", padded.seq));
             ir_set_attr(h, made, A_I("valid", real.seq));
         }
-        if (pads && op == OP_attention && mentions_seq(g, n->in[1], 1)) ir_set_attr(h, made, A_I("kv_valid", o->seq));
+        if (pads && op == OP_attention && mentions_seq(g, n->in[1], 1)) {
+            TRY(real_extent(g, n->in[1], 1, &real, &valid));
+            ir_set_attr(h, made, A_I("kv_valid", valid));
+        }
     }
     for (int i = 0; i < g->outputs.n; i++) ir_set_output(h, g->outputs.data[i].name, map[g->outputs.data[i].value]);
     *out = h;

@@ -21,6 +21,8 @@ static void dims_are_canonical(void **state) {
     assert_true(dim_sub(g, S, first) == rest);
     assert_true(dim_add(g, dim_mul(g, first, dim_const(g, -1)), S) == rest);
     assert_true(dim_sub(g, first, S) != rest);
+    assert_true(dim_add(g, first, rest) == S && dim_add(g, rest, first) == S);
+    assert_true(dim_add(g, dim_min(g, S, 3), rest) != S);
     int64_t v;
     assert_true(dim_value(g, dim_mod(g, dim_const(g, -7), 3), &v));
     assert_int_equal(v, 2);

@@ -65,6 +65,25 @@ static void masks_and_dropout_of_attention(void **state) {
     }
 }
 
+/* What is cut off the sequence or joined to it is cut and joined at the user's S, wherever its padding ends. */
+static void rows_that_move(void **state) {
+    (void)state;
+    static const int ranks[] = {2, 3, 4, 8}, lengths[] = {8, 9, 16, 21};
+    job j = base_job();
+    j.file = "padded.ir";
+    check_derivatives(j, 1, 1e-5, 3);
+    for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
+        j.o.seq = lengths[l];
+        run(j, 1, &one);
+        for (size_t p = 0; p < sizeof ranks / sizeof *ranks; p++) {
+            if (ranks[p] > lengths[l]) continue;
+            run(j, ranks[p], &many);
+            double w = worst(&many, &one);
+            if (!(w <= 1e-11)) fail_msg("S=%d P=%d: worst difference %g", lengths[l], ranks[p], w);
+        }
+    }
+}
+
 static void exchanges_agree(void **state) {
     (void)state;
     job j = base_job();
@@ -151,13 +170,11 @@ static void fused_equals_plain(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(fused_equals_plain),
-                                       cmocka_unit_test(ranks_agree),
-                                       cmocka_unit_test(gradients_are_derivatives),
-                                       cmocka_unit_test(exchanges_agree),
-                                       cmocka_unit_test(cpu_device_agrees),
-                                       cmocka_unit_test(dropout_is_one_mask),
-                                       cmocka_unit_test(masks_and_dropout_of_attention),
-                                       cmocka_unit_test(broken_rule_is_caught)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(fused_equals_plain),        cmocka_unit_test(ranks_agree),
+        cmocka_unit_test(gradients_are_derivatives), cmocka_unit_test(rows_that_move),
+        cmocka_unit_test(exchanges_agree),           cmocka_unit_test(cpu_device_agrees),
+        cmocka_unit_test(dropout_is_one_mask),       cmocka_unit_test(masks_and_dropout_of_attention),
+        cmocka_unit_test(broken_rule_is_caught)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
