@@ -164,24 +164,21 @@ static sp_status check_positions(const ir_graph *g, const ir_node *n, int64_t se
     return SP_OK;
 }
 
-/* Position ids on padding rows may lie past the model's table of positions: they become 0. */
-static ir_val inert_ids(ir_graph *h, const ir_graph *g, ir_val old, ir_val ids, int64_t valid) {
-    const ir_type t = *ir_typeof(h, ids);
-    for (int d = 0; d < t.rank; d++) {
-        if (!mentions_seq(g, old, d)) continue;
-        ir_val row = ir_op0(h, OP_iota, &t, ATTRS(A_I("dim", d), A_I("seq", 1)));
-        ir_val real = ir_op2(h, OP_lt, row, ir_fill_like(h, row, (double)valid), NO_ATTRS);
-        ids = ir_op3(h, OP_select, real, ids, ir_fill_like(h, ids, 0), NO_ATTRS);
-    }
-    return ids;
-}
-
 /* Is the index along `dim` less than `end`? As x's shape. */
 static ir_val before_row(ir_graph *h, ir_val x, int dim, int64_t end) {
     ir_type t = *ir_typeof(h, x);
     t.t = DT_I64;
     ir_val row = ir_op0(h, OP_iota, &t, ATTRS(A_I("dim", dim), A_I("seq", 1)));
     return ir_op2(h, OP_lt, row, ir_fill_like(h, row, (double)end), NO_ATTRS);
+}
+
+/* Position ids on padding rows may lie past the model's table of positions: they become 0. */
+static ir_val inert_ids(ir_graph *h, const ir_graph *g, ir_val old, ir_val ids, int64_t valid) {
+    for (int d = 0; d < ir_typeof(h, ids)->rank; d++) {
+        if (!mentions_seq(g, old, d)) continue;
+        ids = ir_op3(h, OP_select, before_row(h, ids, d, valid), ids, ir_fill_like(h, ids, 0), NO_ATTRS);
+    }
+    return ids;
 }
 
 /* x whose elements past the `valid` first along `dim` are -inf: softmax makes them 0. */

@@ -4,9 +4,23 @@
 
 static run_result one, many;
 
+/* j on 2, 3, 4 and 8 ranks against one. */
+static void ranks_match_one(job j) {
+    static const int ranks[] = {2, 3, 4, 8};
+    run(j, 1, &one);
+    for (size_t p = 0; p < sizeof ranks / sizeof *ranks; p++) {
+        if (ranks[p] > j.o.seq) continue;
+        run(j, ranks[p], &many);
+        double w = worst(&many, &one);
+        if (!(w <= 1e-11))
+            fail_msg("%s: B=%d A=%d S=%d P=%d: worst difference %g", j.file ? j.file : "block.ir", (int)j.o.batch,
+                     j.accum, (int)j.o.seq, ranks[p], w);
+    }
+}
+
 static void ranks_agree(void **state) {
     (void)state;
-    static const int ranks[] = {2, 3, 4, 8}, lengths[] = {8, 9, 16, 13};
+    static const int lengths[] = {8, 9, 16, 13};
     for (int batch = 1; batch <= 3; batch += 2)
         for (int accum = 1; accum <= 3; accum += 2)
             for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
@@ -15,15 +29,8 @@ static void ranks_agree(void **state) {
                 j.o.seq = lengths[l];
                 j.accum = accum;
                 j.no_last_labels = l % 2;
-                run(j, 1, &one);
+                ranks_match_one(j);
                 assert_true(one.stored > 0 && one.stored < one.nparams); /* norms' weights are added to zeros */
-                for (size_t p = 0; p < sizeof ranks / sizeof *ranks; p++) {
-                    if (ranks[p] > lengths[l]) continue;
-                    run(j, ranks[p], &many);
-                    double w = worst(&many, &one);
-                    if (!(w <= 1e-11))
-                        fail_msg("B=%d A=%d S=%d P=%d: worst difference %g", batch, accum, lengths[l], ranks[p], w);
-                }
             }
 }
 
@@ -36,7 +43,7 @@ static void gradients_are_derivatives(void **state) {
  * with the random numbers held fixed, gradients are derivatives. */
 static void masks_and_dropout_of_attention(void **state) {
     (void)state;
-    static const int ranks[] = {2, 3, 4, 8}, lengths[] = {8, 9, 16, 21};
+    static const int lengths[] = {8, 9, 16, 21};
     job j = base_job();
     j.file = "attention.ir";
     check_derivatives(j, 1, 1e-5, 3);
@@ -44,13 +51,7 @@ static void masks_and_dropout_of_attention(void **state) {
         j.o.seq = lengths[l];
         j.dev = &device_ref;
         j.o.compute = DT_F64;
-        run(j, 1, &one);
-        for (size_t p = 0; p < sizeof ranks / sizeof *ranks; p++) {
-            if (ranks[p] > lengths[l]) continue;
-            run(j, ranks[p], &many);
-            double w = worst(&many, &one);
-            if (!(w <= 1e-11)) fail_msg("S=%d P=%d: worst difference %g", lengths[l], ranks[p], w);
-        }
+        ranks_match_one(j);
         j.o.exchange = "gather";
         run(j, 2, &many);
         assert_true(worst(&many, &one) <= 1e-11);
@@ -68,19 +69,43 @@ static void masks_and_dropout_of_attention(void **state) {
 /* What is cut off the sequence or joined to it is cut and joined at the user's S, wherever its padding ends. */
 static void rows_that_move(void **state) {
     (void)state;
-    static const int ranks[] = {2, 3, 4, 8}, lengths[] = {8, 9, 16, 21};
+    static const int lengths[] = {8, 9, 16, 21};
     job j = base_job();
     j.file = "padded.ir";
     check_derivatives(j, 1, 1e-5, 3);
     for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
         j.o.seq = lengths[l];
-        run(j, 1, &one);
-        for (size_t p = 0; p < sizeof ranks / sizeof *ranks; p++) {
-            if (ranks[p] > lengths[l]) continue;
-            run(j, ranks[p], &many);
-            double w = worst(&many, &one);
-            if (!(w <= 1e-11)) fail_msg("S=%d P=%d: worst difference %g", lengths[l], ranks[p], w);
-        }
+        ranks_match_one(j);
+    }
+}
+
+/* Where the real rows of a padded length would not come first, or would be mixed with the padding, it is refused. */
+static void rows_that_cannot_move(void **state) {
+    (void)state;
+    static const struct {
+        const char *nodes, *why;
+    } cases[] = {{"%2 = reshape(%1) : f32[mul(B,S)]\n"
+                  "%3 = slice(%2) {dim=0, range=[0,add(mul(B,S),-1)], step=1} : f32[add(mul(B,S),-1)]\n",
+                  "rows of several sequences"},
+                 {"%3 = concat(%1, %1) {dim=1} : f32[B,mul(S,2)]\n", "joins values along the sequence"},
+                 {"%2 = fill {value=1.0} : f32[S]\n%3, %4 = rmsnorm(%1, %2) {eps=1e-5} : f32[B,S], f32[B]\n",
+                  "padding would count"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        arena *a = arena_new();
+        buf text = {0};
+        buf_printf(&text,
+                   "graph \"g\" {\n%%0 = input {name=\"input_ids\", seq=1} : i64[B,S]\n%%1 = cast(%%0) : f32[B,S]\n"
+                   "%sreturn y=%%3\n}\n",
+                   cases[i].nodes);
+        ir_graph *g, *h;
+        if (ir_parse(a, text.data, "g", &g) != SP_OK) fail_msg("%s", err_text());
+        pass_options o = {.batch = 2, .seq = 8, .ranks = 2};
+        if (pass_bind(g, &o, &h) != SP_OK) fail_msg("%s: %s", cases[i].why, err_text());
+        o.seq = 9;
+        assert_int_not_equal(pass_bind(g, &o, &h), SP_OK);
+        if (!strstr(err_text(), cases[i].why)) fail_msg("not %s: %s", cases[i].why, err_text());
+        buf_free(&text);
+        arena_free(a);
     }
 }
 
@@ -170,11 +195,15 @@ static void fused_equals_plain(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fused_equals_plain),        cmocka_unit_test(ranks_agree),
-        cmocka_unit_test(gradients_are_derivatives), cmocka_unit_test(rows_that_move),
-        cmocka_unit_test(exchanges_agree),           cmocka_unit_test(cpu_device_agrees),
-        cmocka_unit_test(dropout_is_one_mask),       cmocka_unit_test(masks_and_dropout_of_attention),
-        cmocka_unit_test(broken_rule_is_caught)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(fused_equals_plain),
+                                       cmocka_unit_test(ranks_agree),
+                                       cmocka_unit_test(gradients_are_derivatives),
+                                       cmocka_unit_test(rows_that_move),
+                                       cmocka_unit_test(rows_that_cannot_move),
+                                       cmocka_unit_test(exchanges_agree),
+                                       cmocka_unit_test(cpu_device_agrees),
+                                       cmocka_unit_test(dropout_is_one_mask),
+                                       cmocka_unit_test(masks_and_dropout_of_attention),
+                                       cmocka_unit_test(broken_rule_is_caught)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
