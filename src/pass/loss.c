@@ -53,42 +53,6 @@ static bool sum_of_slice(rw *r, const ir_node *n, ir_val *out) {
 
 /* ---- cross-entropy written out ---- */
 
-/* log(sum(exp(z))) over the last dimension? z */
-static ir_val log_sum_exp(const rw *r, ir_val v) {
-    const ir_dim *dims;
-    if (!rw_is(r, v = rw_unpadded(r, v), OP_log)) return -1;
-    const ir_node *s = rw_def(r, rw_unpadded(r, rw_def(r, v)->in[0]));
-    if (s->op != OP_sum || ir_dims(s, "dims", &dims) != 1) return -1;
-    if (dims[0] != rw_type(r, s->in[0])->rank - 1 || !rw_is(r, s->in[0], OP_exp)) return -1;
-    return rw_def(r, s->in[0])->in[0];
-}
-
-/* x of log_softmax(x) over the last dimension; -1 */
-static ir_val log_softmax(const rw *r, ir_val v) {
-    const ir_node *n = rw_def(r, v);
-    if (n->op == OP_log && rw_is(r, n->in[0], OP_softmax)) {
-        const ir_node *s = rw_def(r, n->in[0]);
-        return ir_int(s, "dim", -1) == rw_type(r, v)->rank - 1 ? s->in[0] : -1;
-    }
-    if (n->op != OP_sub) return -1;
-    ir_val lse = rw_per_row(r, n->in[1]), z = n->in[0];
-    if (lse < 0) return -1;
-    ir_val y = log_sum_exp(r, lse), m, c;
-    if (y == z) { /* z - lse(z), z = x - anything per row */
-        const ir_node *d = rw_def(r, z);
-        return d->op == OP_sub && rw_per_row(r, d->in[1]) >= 0 ? d->in[0] : z;
-    }
-    const ir_node *a = rw_def(r, rw_unpadded(r, lse)); /* x - (lse(x - m) + m) */
-    if (a->op != OP_add) return -1;
-    for (int i = 0; i < 2; i++) {
-        if ((y = log_sum_exp(r, a->in[i])) < 0 || !rw_is(r, y, OP_sub) || rw_def(r, y)->in[0] != z) continue;
-        m = rw_per_row(r, rw_def(r, y)->in[1]);
-        c = a->in[1 - i];
-        if (m >= 0 && rw_unpadded(r, m) == rw_unpadded(r, c)) return z;
-    }
-    return -1;
-}
-
 static bool look_up(rw *r, const ir_node *n, ir_val *out) {
     const ir_type t = *rw_type(r, n->in[0]), ti = *rw_type(r, n->in[1]);
     int last = t.rank - 1;
@@ -103,7 +67,7 @@ static bool look_up(rw *r, const ir_node *n, ir_val *out) {
             if (tb->rank == 0 || w.first[last + 1] != a + 1 || w.norder == 0) continue;
             if (w.order[w.norder - 1].id != w.atom[a].id || w.atom[a].ext != tb->dim[tb->rank - 1]) continue;
         }
-        ir_val x = log_softmax(r, w.base), res[2];
+        ir_val x = rw_log_softmax(r, w.base), res[2];
         if (x < 0) continue;
         w.base = x;
         rw_emit(r, OP_xent, (ir_val[]){view_build(r, &w), rw_reshape(r, n->in[1], last, ti.dim)}, 2,

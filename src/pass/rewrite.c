@@ -11,8 +11,8 @@
 enum { MAX_DEPTH = 100 };
 
 /* Earlier rules see the node first: cheap clean-up before patterns. */
-static rw_rule *const rules[] = {rw_fold, rw_algebra, rw_views,     rw_raise, rw_sink, rw_activation,
-                                 rw_norm, rw_rotary,  rw_attention, rw_mask,  rw_loss};
+static rw_rule *const rules[] = {rw_fold, rw_algebra, rw_views,   rw_raise,     rw_sink, rw_activation,
+                                 rw_norm, rw_rotary,  rw_softmax, rw_attention, rw_mask, rw_loss};
 
 /* ---- CSE ---- */
 

@@ -29,7 +29,7 @@ typedef struct rw {
  * replacements must have the results' types. */
 typedef bool rw_rule(rw *r, const ir_node *n, ir_val *out);
 rw_rule rw_fold, rw_algebra, rw_views, rw_raise, rw_sink, rw_activation, rw_norm, rw_rotary, rw_attention, rw_mask,
-    rw_loss;
+    rw_softmax, rw_loss;
 
 bool rw_sink_dot(rw *r, const ir_node *n, ir_val *out); /* rw_sink's part for dot */
 
@@ -73,6 +73,8 @@ ir_val rw_slice_of(const rw *r, ir_val v, int dim, ir_dim *start, ir_dim *stop);
 ir_val rw_row_vector(rw *r, ir_val v);
 /* v, a number per row repeated over the last dimension: those numbers, with the last dimension 1 or gone; else -1 */
 ir_val rw_per_row(const rw *r, ir_val v);
+/* x of log_softmax(x) over the last dimension; else -1 */
+ir_val rw_log_softmax(const rw *r, ir_val v);
 /* v through reshapes that only add or remove last dimensions of 1 */
 ir_val rw_unpadded(const rw *r, ir_val v);
 /* x through casts between float types */
