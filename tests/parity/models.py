@@ -183,9 +183,31 @@ class NanoGPTSlow(NanoGPT):
             v = v.view(B, T, self.heads, C // self.heads).transpose(1, 2)
             att = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
             att = att.masked_fill(self.bias[:, :, :T, :T] == 0, float("-inf"))
-            y = F.softmax(att, dim=-1) @ v
+            y = self.softmax(att) @ v
             x = x + self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
             return x + self.mlp(self.ln_2(x))
+
+        def softmax(self, att):
+            return F.softmax(att, dim=-1)
+
+
+class SoftmaxWritten(NanoGPTSlow):
+    """Softmax without softmax: as the exponential of a log-softmax in one layer, over its sum in the other."""
+
+    class Block(NanoGPTSlow.Block):
+        def __init__(self, d, heads):
+            super().__init__(d, heads)
+            self.subtract_log = True
+
+        def softmax(self, att):
+            if self.subtract_log:
+                return (att - torch.logsumexp(att, -1, keepdim=True)).exp()
+            e = torch.exp(att - att.amax(-1, keepdim=True))
+            return e / e.sum(-1, keepdim=True)
+
+    def __init__(self):
+        super().__init__()
+        self.h[1].subtract_log = False
 
 
 class Textbook(nn.Module):
@@ -670,6 +692,7 @@ class Lora(NanoGPT):
 PLAIN = {
     "nanogpt": lambda: Case(NanoGPT()),
     "nanogpt-softmax": lambda: Case(NanoGPTSlow(), max_seq=127),
+    "softmax-written": lambda: Case(SoftmaxWritten(), max_seq=127),
     "textbook": lambda: Case(Textbook()),
     "shifted-inside": lambda: Case(ShiftedInside(), labels="same"),
     "einsum": lambda: Case(Einsum()),
